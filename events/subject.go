@@ -1,0 +1,119 @@
+package events
+
+import (
+	"fmt"
+	"regexp"
+	"strings"
+)
+
+// SubjectRoot is the first token of every subject of the stream of record.
+const SubjectRoot = "k3sas"
+
+var (
+	dnsLabel = regexp.MustCompile(`^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$`)
+	// A Kubernetes node name is an RFC 1123 subdomain.
+	dnsSubdomain = regexp.MustCompile(`^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$`)
+)
+
+// MaxPoolName is the longest pool name in characters: a node is named
+// "<pool>-<10 characters>" and must fit a DNS label of 63.
+const MaxPoolName = 52
+
+// ValidateCluster reports whether name can be a cluster's name: a DNS label.
+func ValidateCluster(name string) error {
+	if !dnsLabel.MatchString(name) {
+		return fmt.Errorf("cluster: is %q, expected a DNS label (lower-case letters, digits and '-', at most 63)", name)
+	}
+	return nil
+}
+
+// ValidatePool reports whether name can be a pool's name: a DNS label of at
+// most MaxPoolName characters.
+func ValidatePool(name string) error {
+	if len(name) > MaxPoolName || !dnsLabel.MatchString(name) {
+		return fmt.Errorf("pool: is %q, expected a DNS label of at most %d characters", name, MaxPoolName)
+	}
+	return nil
+}
+
+// EncodeKey turns a node name, or ClusterKey, into one subject token. Dots of
+// a node name become '_', which never occurs in a Kubernetes name, so the
+// encoding is reversible; a leading '_' marks a pseudo node.
+func EncodeKey(key string) (string, error) {
+	if key == ClusterKey {
+		return key, nil
+	}
+	if len(key) > 253 || !dnsSubdomain.MatchString(key) {
+		return "", fmt.Errorf("node: is %q, expected a Kubernetes node name (RFC 1123 subdomain) or %s", key, ClusterKey)
+	}
+	return strings.ReplaceAll(key, ".", "_"), nil
+}
+
+// DecodeKey is the inverse of EncodeKey.
+func DecodeKey(token string) (string, error) {
+	if token == ClusterKey {
+		return token, nil
+	}
+	if strings.Contains(token, ".") {
+		return "", fmt.Errorf("subject token %q holds a dot", token)
+	}
+	key := strings.ReplaceAll(token, "_", ".")
+	if len(key) > 253 || !dnsSubdomain.MatchString(key) {
+		return "", fmt.Errorf("subject token %q is no encoded node name", token)
+	}
+	return key, nil
+}
+
+// Subject returns the subject that e is published on:
+// "k3sas.<cluster>.node.<key>.<noun>.<verb>". The stream puts the partition in
+// front of it.
+func Subject(e Event) (string, error) {
+	def, ok := Lookup(e.Type())
+	if !ok {
+		return "", fmt.Errorf("type: %q is not in the catalogue", e.Type())
+	}
+	cluster, key, err := PartitionKey(e)
+	if err != nil {
+		return "", err
+	}
+	if err := ValidateCluster(cluster); err != nil {
+		return "", err
+	}
+	token, err := EncodeKey(key)
+	if err != nil {
+		return "", err
+	}
+	suffix := def.Suffix()
+	if e.Type() == TypeTimerFired {
+		t, err := Decode[TimerFired](e)
+		if err != nil {
+			return "", err
+		}
+		suffix = TimerSuffix(t.Handler)
+	}
+	return strings.Join([]string{SubjectRoot, cluster, "node", token, suffix}, "."), nil
+}
+
+// TimerSuffix is how the subject of a timer.fired for one handler ends.
+func TimerSuffix(handler string) string { return "timer." + handler + ".fired" }
+
+// Suffixes returns the subject endings that the named handler reads, in
+// catalogue order: what its consumers are filtered by.
+func Suffixes(handler string) []string {
+	var out []string
+	for _, d := range Catalog() {
+		if d.ReadBy(handler) {
+			out = append(out, d.Suffix())
+		}
+	}
+	if len(out) > 0 {
+		out = append(out, TimerSuffix(handler))
+	}
+	return out
+}
+
+// NodeName returns the name of the node that a claim creates:
+// "<pool>-<10 characters of lower-case base32(claim id)>".
+func NodeName(pool, claimID string) string {
+	return pool + "-" + ID("node", claimID)[:10]
+}
