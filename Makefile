@@ -1,0 +1,87 @@
+# The contract between people, CI and this repository. `make help` lists it.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+
+VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
+LDFLAGS := -X main.version=$(VERSION)
+COVER   := coverage.out
+LINT    := bin/golangci-lint
+
+.PHONY: help
+help: ## Show this list
+	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  %-12s %s\n", $$1, $$2}'
+
+.PHONY: build
+build: ## Build bin/k3s-autoscaler
+	@mkdir -p bin
+	CGO_ENABLED=0 go build -trimpath -ldflags '$(LDFLAGS)' -o bin/k3s-autoscaler ./cmd/k3s-autoscaler
+
+.PHONY: demo
+demo: ## Watch the main job on a simulated world, about a minute; needs nothing but Go
+	go run -ldflags '$(LDFLAGS)' ./cmd/k3s-autoscaler demo
+
+.PHONY: test
+test: unit race e2e ## Everything that CI runs: unit tests with coverage, the race detector, end-to-end
+
+.PHONY: unit
+unit: ## Unit tests and coverage; needs no daemon
+	@echo "== unit tests (no daemon needed)"
+	go test -timeout 20m -coverprofile=$(COVER) -coverpkg=./events/...,./bus/...,./alerting/...,./handlers/...,./internal/... ./...
+	go run ./internal/tools/cover -profile $(COVER)
+
+.PHONY: race
+race: ## Unit tests under the race detector
+	@echo "== race detector"
+	go test -race -timeout 30m ./...
+
+.PHONY: e2e
+e2e: ## The main job on a real API server, Docker, Prometheus and JetStream (builds and starts them)
+	@echo "== end-to-end: builds what is missing (about 10 minutes the first time, then cached), as root on Debian"
+	go run ./test/env/cmd/testenv build
+	go test -tags e2e -count=1 -timeout 50m -v ./test/e2e/... ./test/env/... ./internal/provider/docker/... ./internal/collector/... ./alerting/...
+
+.PHONY: e2e-k3s
+e2e-k3s: ## The same against the true rancher/k3s, where its image can be pulled
+	K3S_AUTOSCALER_E2E_K3S=1 go test -tags e2e -count=1 -timeout 50m -v ./test/e2e/...
+
+.PHONY: soak
+soak: ## The full counts of the randomised tests
+	SOAK=1 go test -count=1 -timeout 120m -v -run 'Soak|Chaos|Processes' ./bus/...
+
+.PHONY: bench
+bench: ## Measure; median of 5, with targets
+	go test -run '^$$' -bench . -benchtime 2s -count 5 ./bus/... ./internal/scaling/...
+
+FUZZTIME ?= 30s
+.PHONY: fuzz
+fuzz: ## Run every fuzz target for FUZZTIME (30s)
+	@for f in $$(grep -rlE '^func Fuzz' --include='*_test.go' . | grep -v '^./test/env/'); do \
+	  for t in $$(grep -hoE '^func (Fuzz[A-Za-z0-9_]+)' $$f | awk '{print $$2}'); do \
+	    echo "== $$t in $$(dirname $$f)"; go test -run '^$$' -fuzz "^$$t$$" -fuzztime $(FUZZTIME) "$$(dirname $$f)"; done; done
+
+$(LINT): internal/tools/go.mod internal/tools/go.sum
+	@echo "== building golangci-lint (once, a few minutes)"
+	@mkdir -p bin
+	cd internal/tools && go build -o ../../bin/golangci-lint github.com/golangci/golangci-lint/v2/cmd/golangci-lint
+
+.PHONY: lint
+lint: $(LINT) ## Static checks and the import rules of the layout
+	$(LINT) run ./...
+
+.PHONY: generate
+generate: ## Regenerate the schemas and references under docs/reference
+	go run ./internal/docgen -out docs/reference
+
+.PHONY: verify
+verify: lint ## lint, and generated files, formatting and go.mod are as committed
+	$(MAKE) generate
+	go mod tidy -diff
+	@test -z "$$(gofmt -l $$(git ls-files '*.go'))" || { echo "run gofmt on:"; gofmt -l $$(git ls-files '*.go'); exit 1; }
+	@git diff --exit-code -- docs/reference || { echo "make generate changed the files above: commit them"; exit 1; }
+
+.PHONY: up down
+up: ## Start the test environment for work by hand
+	go run ./test/env/cmd/testenv up
+down: ## End it
+	go run ./test/env/cmd/testenv down
