@@ -9,6 +9,7 @@ import (
 	"log"
 	"os"
 	"path/filepath"
+	"reflect"
 	"strings"
 
 	"github.com/goccy/go-yaml"
@@ -51,7 +52,13 @@ func run(out string) error {
 }
 
 func schema(d events.Definition) *jsonschema.Schema {
-	r := &jsonschema.Reflector{AllowAdditionalProperties: true, Anonymous: true, ExpandedStruct: true}
+	r := &jsonschema.Reflector{AllowAdditionalProperties: true, Anonymous: true, ExpandedStruct: true,
+		Mapper: func(t reflect.Type) *jsonschema.Schema {
+			if t == reflect.TypeFor[events.Duration]() {
+				return &jsonschema.Schema{Type: "string", Description: "A duration in Go's notation.", Examples: []any{"1m30s"}}
+			}
+			return nil
+		}}
 	s := r.Reflect(d.NewPayload())
 	s.ID = jsonschema.ID(d.SchemaURI())
 	s.Title, s.Description = d.Type, d.Summary
