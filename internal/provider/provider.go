@@ -26,6 +26,9 @@ var (
 	ErrImage = errors.New("image is not available")
 	// ErrRefused says that the provider can't ever fulfil this Spec as it is.
 	ErrRefused = errors.New("provider refuses the specification")
+	// ErrExited says that the machine has run and has ended: it is not started a
+	// second time. Its claim has failed; Logs says why.
+	ErrExited = errors.New("machine has already run and exited")
 )
 
 // Taint is a taint that the node registers with.
@@ -85,9 +88,12 @@ type NodeProvider interface {
 	// ErrNameTaken.
 	Create(ctx context.Context, s Spec) (Machine, error)
 	// Start starts a created machine; a running one is left as it is. A machine
-	// that has exited is not started again: at most one run for each claim.
+	// that has exited is not started again, which ErrExited says: at most one run
+	// for each claim. A machine that Create has not finished is not started
+	// either: call Create again.
 	Start(ctx context.Context, name string) error
 	// Stop stops a machine, gracefully at first; ErrNotFound when there is none.
+	// A created or exited machine is left as it is.
 	Stop(ctx context.Context, name string) error
 	// Delete removes a machine with everything that belongs to it alone, running
 	// or not; ErrNotFound when there is none.
