@@ -28,7 +28,7 @@ test: unit race e2e ## Everything that CI runs: unit tests with coverage, the ra
 unit: ## Unit tests and coverage; needs no daemon
 	@echo "== unit tests (no daemon needed)"
 	go test -timeout 20m -coverprofile=$(COVER) -coverpkg=./events/...,./bus/...,./alerting/...,./handlers/...,./internal/... ./...
-	go run ./internal/tools/cover -profile $(COVER)
+	go run ./test/cover -profile $(COVER)
 
 .PHONY: race
 race: ## Unit tests under the race detector

@@ -122,7 +122,7 @@ func percent(bs []block) float64 {
 
 // checkRemoving asks the cover tool for the coverage by function.
 func checkRemoving(profile string) error {
-	out, err := exec.Command("go", "tool", "cover", "-func", profile).Output() //nolint:gosec // the profile is ours
+	out, err := exec.Command("go", "tool", "cover", "-func", profile).Output()
 	if err != nil {
 		return fmt.Errorf("go tool cover: %w", err)
 	}
