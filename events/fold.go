@@ -90,20 +90,6 @@ func (t table[T]) put(sum *Digest, objects []T) error {
 	return nil
 }
 
-func (t table[T]) remove(sum *Digest, keys []string) {
-	for _, k := range keys {
-		if old, ok := t.hashes[k]; ok {
-			sum.sub(old)
-			delete(t.objects, k)
-			delete(t.hashes, k)
-		}
-	}
-}
-
-func (t table[T]) clone() table[T] {
-	return table[T]{kind: t.kind, objects: maps.Clone(t.objects), hashes: maps.Clone(t.hashes)}
-}
-
 // Fold is the state of a cluster that a row of snapshot events adds up to. The
 // collector builds its deltas with it and decision reads it, so both agree on
 // the digest. It is not safe for concurrent use.
@@ -181,41 +167,22 @@ func (f *Fold) Change(d SnapshotChanged) error {
 	case d.Base != f.Digest():
 		return fmt.Errorf("%w: builds on %s, at %s", ErrStaleSnapshot, d.Base, f.Digest())
 	}
-	n := f.clone()
-	n.CapturedAt = d.CapturedAt
-	n.Freshness = maps.Clone(d.Freshness)
-	if err := n.put(d.Changed); err != nil {
+	s, err := f.stage(d.Changed, d.Deleted)
+	if err != nil {
 		return err
 	}
-	n.remove(d.Deleted)
-	if n.Digest() != d.Digest {
-		return fmt.Errorf("%w: delta adds up to %s, event says %s", ErrStaleSnapshot, n.Digest(), d.Digest)
+	if s.sum.String() != d.Digest {
+		return fmt.Errorf("%w: delta adds up to %s, event says %s", ErrStaleSnapshot, s.sum, d.Digest)
 	}
-	*f = *n
+	s.commit()
+	f.sum, f.CapturedAt, f.Freshness = s.sum, d.CapturedAt, maps.Clone(d.Freshness)
 	return nil
-}
-
-func (f *Fold) clone() *Fold {
-	n := *f
-	n.nodes, n.classes, n.pods, n.pdbs = f.nodes.clone(), f.classes.clone(), f.pods.clone(), f.pdbs.clone()
-	n.daemonsets, n.usage, n.records = f.daemonsets.clone(), f.usage.clone(), f.records.clone()
-	return &n
 }
 
 func (f *Fold) put(o SnapshotObjects) error {
 	return errors.Join(f.nodes.put(&f.sum, o.Nodes), f.classes.put(&f.sum, o.Classes), f.pods.put(&f.sum, o.Pods),
 		f.pdbs.put(&f.sum, o.PDBs), f.daemonsets.put(&f.sum, o.DaemonSets), f.usage.put(&f.sum, o.Usage),
 		f.records.put(&f.sum, o.Records))
-}
-
-func (f *Fold) remove(deleted map[string][]string) {
-	f.nodes.remove(&f.sum, deleted[KindNode])
-	f.classes.remove(&f.sum, deleted[KindPodClass])
-	f.pods.remove(&f.sum, deleted[KindPod])
-	f.pdbs.remove(&f.sum, deleted[KindPDB])
-	f.daemonsets.remove(&f.sum, deleted[KindDaemonSet])
-	f.usage.remove(&f.sum, deleted[KindUsage])
-	f.records.remove(&f.sum, deleted[KindRecord])
 }
 
 // Diff returns the delta that leads from f to the given full set of objects,
