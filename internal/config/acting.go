@@ -1,0 +1,96 @@
+package config
+
+import (
+	"fmt"
+	"net"
+	"strings"
+)
+
+// CheckActing finds what a process lacks that is to act: a dry run needs no
+// credentials, everything else does. The error is an *Errors.
+func (c *Config) CheckActing() error {
+	var ps problems
+	for i, cl := range c.Clusters {
+		at := fmt.Sprintf("clusters[%d]", i)
+		for _, p := range cl.Pools {
+			if p.Provider == ProviderSimulated {
+				continue
+			}
+			need := func(key, value, expected string) {
+				if value == "" {
+					ps.add(c.src.problem(at+"."+key, "is missing", expected+"; or run with --dry-run"))
+				}
+			}
+			need("actor_kubeconfig", cl.ActorKubeconfig, "a kubeconfig that may cordon, evict and delete nodes")
+			need("server_url", cl.ServerURL, "where new agents find the server, e.g. https://k3s:6443")
+			need("token_file", cl.TokenFile, "the file with the token that agents join with")
+			break
+		}
+	}
+	return ps.err()
+}
+
+// Warnings are things that work but deserve a second look.
+func (c *Config) Warnings() []Problem {
+	var ps problems
+	warn := func(key, message string) { ps.add(c.src.problem(key, message, "")) }
+	if len(c.API.TokenFiles) == 0 {
+		warn("api.token_files", "names no file, so every call is refused; make one with 'k3s-autoscaler key new'")
+	}
+	if host, _, err := net.SplitHostPort(c.API.Listen); err == nil && c.API.TLS == nil && !loopback(host) {
+		warn("api.listen", fmt.Sprintf("tokens travel unencrypted on %s; set api.tls or put a proxy with TLS in front", c.API.Listen))
+	}
+	if c.Bus.URL == "" && c.Bus.Embedded.Sync != SyncAlways {
+		warn("bus.embedded.sync", fmt.Sprintf("acknowledged events of the last %s can be lost when the power fails", c.Bus.Embedded.Sync))
+	}
+	for i, cl := range c.Clusters {
+		for j, p := range cl.Pools {
+			at := fmt.Sprintf("clusters[%d].pools[%d]", i, j)
+			for k := range p.Labels {
+				if refusedByKubelet(k) {
+					warn(at+".labels."+k, "a kubelet may not set this label on its own node; agents with it will not register")
+				}
+			}
+			if p.Docker != nil && strings.HasPrefix(p.Docker.Host, "tcp://") && p.Docker.TLS == nil {
+				warn(at+".docker.host", "whoever reaches this port is root on that host; use tls")
+			}
+			if p.Max == 0 {
+				warn(at+".max", "is 0: the pool never gets a node")
+			}
+		}
+	}
+	if err, ok := ps.err().(*Errors); ok { //nolint:errorlint // our own, never wrapped
+		return err.Problems
+	}
+	return nil
+}
+
+func loopback(host string) bool {
+	ip := net.ParseIP(host)
+	return host == "localhost" || (ip != nil && ip.IsLoopback())
+}
+
+// refusedByKubelet follows the kubelet's own rule for --node-labels: keys
+// under kubernetes.io and k8s.io are refused, except the prefixes kubelet. and
+// node. and a short list.
+func refusedByKubelet(key string) bool {
+	prefix, _, ok := strings.Cut(key, "/")
+	if !ok {
+		return false
+	}
+	in := func(domain string) bool { return prefix == domain || strings.HasSuffix(prefix, "."+domain) }
+	if !in("kubernetes.io") && !in("k8s.io") {
+		return false
+	}
+	if in("kubelet.kubernetes.io") || in("node.kubernetes.io") {
+		return false
+	}
+	switch key {
+	case "kubernetes.io/hostname", "kubernetes.io/arch", "kubernetes.io/os",
+		"beta.kubernetes.io/instance-type", "beta.kubernetes.io/os", "beta.kubernetes.io/arch",
+		"failure-domain.beta.kubernetes.io/zone", "failure-domain.beta.kubernetes.io/region",
+		"topology.kubernetes.io/zone", "topology.kubernetes.io/region":
+		return false
+	}
+	return true
+}

@@ -1,0 +1,241 @@
+package config
+
+import (
+	"cmp"
+	"fmt"
+	"net"
+	"net/url"
+	"path/filepath"
+	"reflect"
+	"slices"
+	"strings"
+
+	"k8s.io/apimachinery/pkg/util/validation"
+
+	"github.com/k3s-autoscaler/k3s-autoscaler/events"
+)
+
+// labelPrefix is ours alone.
+const labelPrefix = "k3s-autoscaler.dev/"
+
+// fillProviders gives a pool the defaults of its provider's block when the
+// file has none.
+func (d *decoder) fillProviders(c *Config) {
+	for i := range c.Clusters {
+		for j := range c.Clusters[i].Pools {
+			p := &c.Clusters[i].Pools[j]
+			if p.Provider == ProviderDocker && p.Docker == nil {
+				p.Docker = &Docker{}
+				d.structure(nil, reflect.ValueOf(p.Docker).Elem(), fmt.Sprintf("clusters[%d].pools[%d].docker", i, j))
+			}
+		}
+	}
+}
+
+// check finds what no single value shows.
+func (d *decoder) check(c *Config) {
+	seen := map[string]bool{}
+	for i, cl := range c.Clusters {
+		at := fmt.Sprintf("clusters[%d]", i)
+		d.checkName(at+".name", cl.Name, events.ValidateCluster(cl.Name), "a DNS label (lower-case letters, digits and '-', at most 63 characters)")
+		d.checkTwice(seen, at+".name", cl.Name, "cluster")
+		d.checkCluster(at, cl)
+	}
+	d.checkPolicy(c)
+	if def := c.Alerting.DefaultCluster; def != "" {
+		d.checkKnown("alerting.default_cluster", "cluster", def, clusterNames(c))
+	} else if len(c.Clusters) == 1 {
+		c.Alerting.DefaultCluster = c.Clusters[0].Name
+	}
+	if c.Collector.BatchWindow > c.Collector.ChangedEvery {
+		d.fail("collector.batch_window", fmt.Sprintf("is %s, longer than changed_every (%s)", c.Collector.BatchWindow, c.Collector.ChangedEvery), "")
+	}
+	d.checkBus(c.Bus)
+	d.checkAddress("api.listen", c.API.Listen)
+}
+
+func (d *decoder) checkName(key, name string, err error, expected string) {
+	if name != "" && err != nil {
+		d.fail(key, fmt.Sprintf("is %q", name), expected)
+	}
+}
+
+func (d *decoder) checkTwice(seen map[string]bool, key, name, what string) {
+	if name == "" {
+		return
+	}
+	if seen[name] {
+		d.fail(key, fmt.Sprintf("%s %q stands here twice", what, name), "a name of its own for each")
+	}
+	seen[name] = true
+}
+
+func (d *decoder) checkKnown(key, what, name string, known []string) {
+	if slices.Contains(known, name) {
+		return
+	}
+	set := map[string]reflect.StructTag{}
+	for _, k := range known {
+		set[k] = ""
+	}
+	d.fail(key, fmt.Sprintf("there is no %s %q", what, name)+didYouMean(name, set), "one of "+strings.Join(known, ", "))
+}
+
+func clusterNames(c *Config) []string {
+	var out []string
+	for _, cl := range c.Clusters {
+		out = append(out, cl.Name)
+	}
+	return out
+}
+
+func (d *decoder) checkCluster(at string, cl Cluster) {
+	if cl.Kubeconfig == "" && slices.ContainsFunc(cl.Pools, func(p Pool) bool { return p.Provider != ProviderSimulated }) {
+		d.fail(at+".kubeconfig", "is missing", "a kubeconfig that may read the cluster, or 'in-cluster'")
+	}
+	if u, err := url.Parse(cl.ServerURL); cl.ServerURL != "" && (err != nil || u.Scheme != "https" || u.Host == "" || u.User != nil) {
+		d.fail(at+".server_url", fmt.Sprintf("is %q", d.raw[at+".server_url"]), "a URL such as https://k3s:6443")
+	}
+	seen := map[string]bool{}
+	for i, p := range cl.Pools {
+		pool := fmt.Sprintf("%s.pools[%d]", at, i)
+		d.checkName(pool+".name", p.Name, events.ValidatePool(p.Name),
+			fmt.Sprintf("a DNS label of at most %d characters: nodes are named <pool>-<10 characters> and must fit 63", events.MaxPoolName))
+		d.checkTwice(seen, pool+".name", p.Name, "pool")
+		d.checkPool(pool, p)
+	}
+}
+
+func (d *decoder) checkPool(at string, p Pool) {
+	if p.Min > p.Max && p.Max >= 0 && d.has(at+".max") {
+		d.fail(d.given(at+".min", at+".max"), fmt.Sprintf("min is %d, larger than max (%d)", p.Min, p.Max), "min at most max")
+	}
+	for k, v := range p.Labels {
+		key := join(at+".labels", k)
+		if errs := validation.IsQualifiedName(k); len(errs) > 0 {
+			d.fail(key, "is no label key: "+errs[0], "")
+		}
+		if errs := validation.IsValidLabelValue(v); len(errs) > 0 {
+			d.fail(key, fmt.Sprintf("%q is no label value: %s", v, errs[0]), "")
+		}
+		if strings.HasPrefix(k, labelPrefix) {
+			d.fail(key, "the label is set by k3s-autoscaler itself", "a label of your own")
+		}
+	}
+	if p.Backoff.Initial > p.Backoff.Max {
+		d.fail(d.given(at+".backoff.initial", at+".backoff.max"), fmt.Sprintf("initial is %s, longer than max (%s)", p.Backoff.Initial, p.Backoff.Max), "initial at most max")
+	}
+	if p.Docker == nil {
+		return
+	}
+	if p.Provider != ProviderDocker {
+		d.fail(at+".docker", fmt.Sprintf("settings of docker in a pool of provider %q", p.Provider), "provider: docker")
+		return
+	}
+	d.checkDocker(at+".docker", *p.Docker)
+}
+
+func (d *decoder) checkDocker(at string, k Docker) {
+	u, err := url.Parse(k.Host)
+	ok := err == nil && u.User == nil &&
+		((u.Scheme == "unix" && u.Path != "") || (u.Scheme == "tcp" && u.Host != "") || (u.Scheme == "npipe" && u.Path != ""))
+	if !ok {
+		d.fail(at+".host", fmt.Sprintf("is %q", k.Host), "unix:///var/run/docker.sock or tcp://host:2376")
+	}
+	for i, m := range k.Mounts {
+		parts := strings.Split(m, ":")
+		bad := len(parts) < 2 || len(parts) > 3 || !filepath.IsAbs(parts[0]) || !filepath.IsAbs(parts[1]) ||
+			(len(parts) == 3 && parts[2] != "ro" && parts[2] != "rw")
+		if bad {
+			d.fail(fmt.Sprintf("%s.mounts[%d]", at, i), fmt.Sprintf("is %q", m), "/host/path:/path or /host/path:/path:ro")
+		}
+	}
+	for i, a := range k.ExtraArgs {
+		name, _, _ := strings.Cut(strings.TrimLeft(a, "-"), "=")
+		if name == "token" || name == "t" || name == "agent-token" {
+			d.fail(fmt.Sprintf("%s.extra_args[%d]", at, i), "holds the join token, which everyone who may inspect the container would see", "clusters[].token_file")
+		}
+	}
+	for k := range k.Env {
+		if k == "K3S_TOKEN" || k == "K3S_AGENT_TOKEN" {
+			d.fail(join(at+".env", k), "holds the join token, which everyone who may inspect the container would see", "clusters[].token_file")
+		}
+	}
+}
+
+func (d *decoder) checkPolicy(c *Config) {
+	seen := map[string]bool{}
+	for i, r := range c.Decision.AlertRules {
+		at := fmt.Sprintf("policy.alert_rules[%d]", i)
+		d.checkTwice(seen, at+".name", r.Name, "rule")
+		clusters := c.Clusters
+		if r.Cluster != "" {
+			d.checkKnown(at+".cluster", "cluster", r.Cluster, clusterNames(c))
+			clusters = slices.DeleteFunc(slices.Clone(clusters), func(cl Cluster) bool { return cl.Name != r.Cluster })
+		}
+		var pools []string
+		for _, cl := range clusters {
+			for _, p := range cl.Pools {
+				if !slices.Contains(pools, p.Name) {
+					pools = append(pools, p.Name)
+				}
+			}
+		}
+		if r.Pool != "" && len(pools) > 0 {
+			d.checkKnown(at+".pool", "pool", r.Pool, pools)
+		}
+	}
+	for i, n := range c.Decision.ProtectedNodes {
+		_, err := events.EncodeKey(n)
+		d.checkName(fmt.Sprintf("policy.protected_nodes[%d]", i), cmp.Or(n, " "), err, "the name of a node")
+	}
+}
+
+func (d *decoder) checkBus(b Bus) {
+	if b.URL == "" {
+		for _, key := range []string{"bus.credentials_file", "bus.tls"} {
+			if d.has(key) {
+				d.fail(key, "is for an external NATS cluster", "bus.url beside it")
+			}
+		}
+		if b.Replicas > 1 {
+			d.fail("bus.replicas", fmt.Sprintf("is %d, but the embedded server is alone", b.Replicas), "1, or bus.url of a NATS cluster")
+		}
+	} else {
+		for u := range strings.SplitSeq(b.URL, ",") {
+			x, err := url.Parse(strings.TrimSpace(u))
+			switch {
+			case err != nil || x.Host == "" || !slices.Contains([]string{"nats", "tls", "ws", "wss"}, x.Scheme):
+				d.fail("bus.url", fmt.Sprintf("is %q", d.raw["bus.url"]), "nats://host:4222 or tls://host:4222, several with commas")
+			case x.User != nil:
+				d.add(Problem{File: d.file, Line: d.problem("bus.url", "", "").Line, Column: d.problem("bus.url", "", "").Column, Key: "bus.url",
+					Message: "holds credentials", Expected: "bus.credentials_file"})
+			}
+		}
+		if d.has("bus.embedded") {
+			d.fail("bus.embedded", "stands beside bus.url", "one of the two")
+		}
+	}
+	if b.Embedded.Listen != "" {
+		d.checkAddress("bus.embedded.listen", b.Embedded.Listen)
+	}
+}
+
+func (d *decoder) checkAddress(key, addr string) {
+	if _, port, err := net.SplitHostPort(addr); err != nil || port == "" {
+		d.fail(key, fmt.Sprintf("is %q", addr), "an address such as 127.0.0.1:8080 or :8080")
+	}
+}
+
+// has reports whether the file has the key.
+func (s *source) has(key string) bool { _, ok := s.where[key]; return ok }
+
+// given is the first of the keys that the file has.
+func (s *source) given(keys ...string) string {
+	for _, k := range keys {
+		if s.has(k) {
+			return k
+		}
+	}
+	return keys[0]
+}

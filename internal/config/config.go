@@ -1,0 +1,222 @@
+// Package config reads the one YAML file that configures k3s-autoscaler.
+//
+// Reading is strict and complete: an unknown key, a bad value, a missing file
+// or a contradiction is an error with its line, and all of them are reported at
+// once. The struct tags below are the only source of the keys, their defaults,
+// their limits and their descriptions; the decoder, the checks and the JSON
+// Schema all read them.
+//
+// Secrets never stand in the file: tokens and credentials are named by keys
+// that end in _file, and any other value can come from the environment
+// (${env:NAME}) or a file (${file:path}). Relative paths are relative to the
+// folder of the configuration file.
+package config
+
+import "github.com/k3s-autoscaler/k3s-autoscaler/events"
+
+// Providers that a pool may name.
+const (
+	ProviderDocker    = "docker"
+	ProviderSimulated = "simulated"
+)
+
+// InCluster as a kubeconfig means the service account of the pod.
+const InCluster = "in-cluster"
+
+// ImageAuto as an image means rancher/k3s in the version of the server.
+const ImageAuto = "auto"
+
+// Config is the whole file. Zero values never need a second look: every
+// default is already filled in.
+//
+// Tags: yaml is the key; default is used when the key is absent; required
+// makes its absence an error; enum, min and max limit it; path marks a file
+// name that is made absolute and "exists" a file that must be readable; doc
+// describes the key.
+type Config struct {
+	Clusters  []Cluster `yaml:"clusters" required:"true" doc:"The k3s clusters to look after."`
+	Decision  Decision  `yaml:"policy" doc:"What decisions follow, in every cluster."`
+	Alerting  Alerting  `yaml:"alerting" doc:"How alerts of Alertmanager are understood."`
+	Collector Collector `yaml:"collector" doc:"How the state of a cluster is watched."`
+	Bus       Bus       `yaml:"bus" doc:"Where events are kept and delivered: NATS JetStream, embedded or external."`
+	API       API       `yaml:"api" doc:"The HTTP interface: webhook, requests, queries, metrics."`
+	Audit     Audit     `yaml:"audit" doc:"Where everything that happened is recorded."`
+	Telemetry Telemetry `yaml:"telemetry" doc:"Logs."`
+
+	src *source // positions of everything, for checks that come later
+}
+
+// Cluster is one k3s cluster.
+type Cluster struct {
+	Name            string `yaml:"name" required:"true" doc:"Name of the cluster, a DNS label; part of every event, never to be changed."`
+	Kubeconfig      string `yaml:"kubeconfig" path:"exists" doc:"Kubeconfig for reading, or 'in-cluster'. Required unless every pool is simulated."`
+	ActorKubeconfig string `yaml:"actor_kubeconfig" path:"exists" doc:"Kubeconfig for acting (cordon, evict, delete nodes), or 'in-cluster'. Loaded by provisioning and draining alone, never in a dry run."`
+	ServerURL       string `yaml:"server_url" doc:"Where new agents find the server, e.g. https://k3s:6443."`
+	TokenFile       string `yaml:"token_file" path:"exists" doc:"File with the token that new agents join with."`
+	Pools           []Pool `yaml:"pools" required:"true" doc:"The node pools of the cluster."`
+}
+
+// Pool is a set of like nodes that grows and shrinks.
+type Pool struct {
+	Name             string            `yaml:"name" required:"true" doc:"Name of the pool, a DNS label of at most 52 characters; nodes are named <pool>-<10 characters>."`
+	Provider         string            `yaml:"provider" required:"true" enum:"docker,simulated" doc:"What creates the nodes."`
+	Min              int               `yaml:"min" default:"0" min:"0" doc:"Nodes that are kept whatever the load."`
+	Max              int               `yaml:"max" required:"true" min:"0" doc:"Nodes at most."`
+	CPU              CPU               `yaml:"cpu" required:"true" doc:"Allocatable CPU of a node, e.g. 2 or 500m."`
+	Memory           Bytes             `yaml:"memory" required:"true" doc:"Allocatable memory of a node, e.g. 4Gi."`
+	MaxPods          int               `yaml:"max_pods" default:"110" min:"1" doc:"Pods a node can run at most; the kubelet's own default is 110."`
+	Labels           map[string]string `yaml:"labels" doc:"Labels that the nodes register with."`
+	Taints           []Taint           `yaml:"taints" doc:"Taints that the nodes register with, as kubectl writes them: key=value:Effect."`
+	RegisterDeadline events.Duration   `yaml:"register_deadline" default:"2m" doc:"From the start of a machine to a Ready node; then it is removed and counts as failed."`
+	ClaimExpiry      events.Duration   `yaml:"claim_expiry" default:"2m" doc:"A claim that nothing has taken up by then is void."`
+	Backoff          Backoff           `yaml:"backoff" doc:"How long to wait after a node failed to come up."`
+	Drain            Drain             `yaml:"drain" doc:"How nodes are emptied."`
+	ScaleUp          ScaleUp           `yaml:"scale_up" doc:"When nodes are added."`
+	ScaleDown        ScaleDown         `yaml:"scale_down" doc:"When nodes are removed."`
+	Docker           *Docker           `yaml:"docker" doc:"Settings of the docker provider."`
+}
+
+// Backoff is how long a pool rests after a claim failed.
+type Backoff struct {
+	Initial events.Duration `yaml:"initial" default:"30s" doc:"After the first failure; doubled each time."`
+	Max     events.Duration `yaml:"max" default:"10m" doc:"At most."`
+	Reset   events.Duration `yaml:"reset" default:"1h" doc:"Without a failure for so long, back to the initial value."`
+}
+
+// Drain is how nodes are emptied.
+type Drain struct {
+	Deadline events.Duration `yaml:"deadline" default:"2m" doc:"Then the drain is given up: the node is uncordoned and stays."`
+}
+
+// ScaleUp is when nodes are added.
+type ScaleUp struct {
+	Cooldown events.Duration `yaml:"cooldown" default:"3m" doc:"Between two scale-ups by the same pool's alerts; pending pods do not wait."`
+}
+
+// ScaleDown is when nodes are removed.
+type ScaleDown struct {
+	UtilizationThreshold float64         `yaml:"utilization_threshold" default:"0.5" min:"0" max:"1" doc:"A node is unneeded when max(CPU, memory) of requests / allocatable is below."`
+	Unneeded             events.Duration `yaml:"unneeded" default:"5m" doc:"How long a node must be unneeded."`
+	DelayAfterAdd        events.Duration `yaml:"delay_after_add" default:"10m" doc:"No removal for so long after a node was added."`
+	DelayAfterFailure    events.Duration `yaml:"delay_after_failure" default:"3m" doc:"No removal for so long after a removal failed."`
+	Cooldown             events.Duration `yaml:"cooldown" default:"10s" doc:"Between two removals."`
+	Stabilization        events.Duration `yaml:"stabilization" default:"5m" doc:"The highest need of this window counts."`
+	MinLifetime          events.Duration `yaml:"min_lifetime" default:"10m" doc:"No node is removed earlier, counted from Ready."`
+	MaxRemovals          int             `yaml:"max_removals" default:"0" min:"0" doc:"Nodes of the pool leaving at a time; 0 means 10 % of max, at least one."`
+}
+
+// Docker are the settings of the docker provider.
+type Docker struct {
+	Host            string            `yaml:"host" default:"unix:///var/run/docker.sock" doc:"Docker engine: unix:///path or tcp://host:2376 (with tls)."`
+	TLS             *ClientTLS        `yaml:"tls" doc:"Client certificate for a tcp host."`
+	Image           string            `yaml:"image" default:"auto" doc:"Image of the agent; 'auto' is image_repository in the server's version, never newer."`
+	ImageRepository string            `yaml:"image_repository" default:"rancher/k3s" doc:"Where 'auto' takes the image from."`
+	Pull            string            `yaml:"pull" default:"missing" enum:"missing,always,never" doc:"When the image is pulled."`
+	Network         string            `yaml:"network" default:"bridge" doc:"Docker network of the containers; agents must reach server_url on it. 'host' allows one agent a host."`
+	ExtraArgs       []string          `yaml:"extra_args" doc:"More arguments of 'k3s agent'."`
+	Env             map[string]string `yaml:"env" doc:"Environment of the containers; visible to everyone who may inspect them, so no secrets."`
+	Mounts          []string          `yaml:"mounts" doc:"Bind mounts as docker writes them: /host/path:/path[:ro], e.g. a registries.yaml."`
+	StopTimeout     events.Duration   `yaml:"stop_timeout" default:"10s" doc:"How long a container may take to end before it is killed."`
+}
+
+// ClientTLS is a client certificate and who is trusted.
+type ClientTLS struct {
+	CAFile   string `yaml:"ca_file" path:"exists" doc:"Certificate authority of the server; the system's when absent."`
+	CertFile string `yaml:"cert_file" path:"exists" doc:"Client certificate."`
+	KeyFile  string `yaml:"key_file" path:"exists" doc:"Its private key."`
+}
+
+// ServerTLS is a server certificate.
+type ServerTLS struct {
+	CertFile string `yaml:"cert_file" required:"true" path:"exists" doc:"Certificate, with its chain."`
+	KeyFile  string `yaml:"key_file" required:"true" path:"exists" doc:"Its private key."`
+}
+
+// Decision is what decisions follow in every cluster.
+type Decision struct {
+	AlertRules         []AlertRule     `yaml:"alert_rules" doc:"What alerts ask for."`
+	ProtectedNodes     []string        `yaml:"protected_nodes" doc:"Names of nodes that are never drained or removed."`
+	StartupGrace       events.Duration `yaml:"startup_grace" default:"10m" doc:"Nothing is scaled down for so long after start."`
+	StaleAfter         events.Duration `yaml:"stale_after" default:"1m" doc:"A snapshot older than this no longer counts for scale-down."`
+	MaxUnreadyFraction float64         `yaml:"max_unready_fraction" default:"0.45" min:"0" max:"1" doc:"With more unready nodes than this share and more than max_unready_count, nothing is scaled."`
+	MaxUnreadyCount    int             `yaml:"max_unready_count" default:"3" min:"0" doc:"See max_unready_fraction."`
+}
+
+// AlertRule is what an alert asks for.
+type AlertRule struct {
+	Name      string    `yaml:"name" required:"true" doc:"Name of the rule, as explanations show it."`
+	Match     []Matcher `yaml:"match" required:"true" doc:"Label matchers of Alertmanager, all of which must match, e.g. alertname=\"QueueBacklog\"."`
+	Cluster   string    `yaml:"cluster" doc:"Only for this cluster; absent, for every cluster that has the pool."`
+	Pool      string    `yaml:"pool" required:"true" doc:"The pool that is scaled."`
+	Direction string    `yaml:"direction" required:"true" enum:"up,down" doc:"Whether nodes are added or may be removed."`
+	Amount    int       `yaml:"amount" default:"1" min:"1" doc:"Nodes to add while the alert fires; for down, how many may go at a time."`
+}
+
+// Alerting is how alerts are understood.
+type Alerting struct {
+	Expiry         events.Duration `yaml:"expiry" default:"15m" doc:"A firing alert counts for so long without being repeated; more than Alertmanager's repeat_interval."`
+	ClusterLabel   string          `yaml:"cluster_label" default:"cluster" doc:"The label of an alert that names the cluster."`
+	DefaultCluster string          `yaml:"default_cluster" doc:"The cluster of alerts without that label; with one cluster, that one."`
+}
+
+// Collector is how the state of a cluster is watched.
+type Collector struct {
+	FullEvery       events.Duration `yaml:"full_every" default:"15m" doc:"How often the full state is published."`
+	ChangedEvery    events.Duration `yaml:"changed_every" default:"10s" doc:"A snapshot is never more than this after the previous one."`
+	BatchWindow     events.Duration `yaml:"batch_window" default:"50ms" doc:"A change is published so long after it, together with what changed meanwhile."`
+	MetricsInterval events.Duration `yaml:"metrics_interval" default:"30s" doc:"How often CPU and memory usage are asked for."`
+}
+
+// Bus is where events are kept and delivered.
+type Bus struct {
+	URL             string          `yaml:"url" doc:"An external NATS cluster, e.g. nats://nats:4222; absent, the embedded server is used."`
+	CredentialsFile string          `yaml:"credentials_file" path:"exists" doc:"NATS credentials (.creds)."`
+	TLS             *ClientTLS      `yaml:"tls" doc:"Certificates for the external cluster."`
+	Replicas        int             `yaml:"replicas" default:"1" min:"1" max:"5" doc:"Copies of the streams; 3 in a cluster."`
+	MaxAge          events.Duration `yaml:"max_age" default:"168h" doc:"How long events are kept."`
+	MaxBytes        Bytes           `yaml:"max_bytes" default:"1Gi" doc:"How much space events may take; the oldest go first."`
+	InFlight        int             `yaml:"in_flight" default:"16" min:"1" doc:"Events that one process handles at a time."`
+	Embedded        Embedded        `yaml:"embedded" doc:"The NATS server inside the process."`
+}
+
+// Embedded is the NATS server inside the process.
+type Embedded struct {
+	Dir    string `yaml:"dir" default:"data/bus" path:"any" doc:"Folder of the streams."`
+	Sync   Sync   `yaml:"sync" default:"always" doc:"When events reach the disk: 'always' loses nothing that was acknowledged; a duration, e.g. 2m, is faster and can lose that much when the power fails (not when the process dies)."`
+	Listen string `yaml:"listen" doc:"Address on which others may connect, e.g. 127.0.0.1:4222; absent, none."`
+}
+
+// API is the HTTP interface.
+type API struct {
+	Listen     string     `yaml:"listen" default:"127.0.0.1:8080" doc:"Address of the HTTP server."`
+	TokenFiles []string   `yaml:"token_files" path:"exists" doc:"Files with the bearer tokens that may call, made by 'k3s-autoscaler key new'. Read again when they change."`
+	TLS        *ServerTLS `yaml:"tls" doc:"Serve HTTPS."`
+	Limits     Limits     `yaml:"limits" doc:"What a call may cost."`
+}
+
+// Limits are what a call may cost.
+type Limits struct {
+	BodyBytes     Bytes           `yaml:"body_bytes" default:"4Mi" min:"1024" doc:"Size of a request body."`
+	HeaderBytes   Bytes           `yaml:"header_bytes" default:"32Ki" min:"1024" doc:"Size of the request headers."`
+	HeaderTimeout events.Duration `yaml:"header_timeout" default:"5s" doc:"To receive the headers."`
+	ReadTimeout   events.Duration `yaml:"read_timeout" default:"15s" doc:"To receive the whole request."`
+	WriteTimeout  events.Duration `yaml:"write_timeout" default:"30s" doc:"To answer; event streams are exempt."`
+	IdleTimeout   events.Duration `yaml:"idle_timeout" default:"2m" doc:"A connection without requests is closed."`
+	PublishWait   events.Duration `yaml:"publish_wait" default:"5s" doc:"For the bus to acknowledge; then the answer is 503."`
+}
+
+// Audit is where everything that happened is recorded.
+type Audit struct {
+	SQLite SQLite `yaml:"sqlite" doc:"A SQLite file."`
+}
+
+// SQLite is a SQLite file.
+type SQLite struct {
+	Path string `yaml:"path" default:"data/audit.db" path:"any" doc:"The database file."`
+}
+
+// Telemetry is logs.
+type Telemetry struct {
+	LogLevel  string `yaml:"log_level" default:"info" enum:"debug,info,warn,error" doc:"What is logged."`
+	LogFormat string `yaml:"log_format" default:"json" enum:"json,text" doc:"How it is logged."`
+}

@@ -1,0 +1,110 @@
+package config
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"fmt"
+	"slices"
+
+	"github.com/k3s-autoscaler/k3s-autoscaler/events"
+)
+
+// Cluster returns the named cluster.
+func (c *Config) Cluster(name string) (Cluster, bool) {
+	i := slices.IndexFunc(c.Clusters, func(x Cluster) bool { return x.Name == name })
+	if i < 0 {
+		return Cluster{}, false
+	}
+	return c.Clusters[i], true
+}
+
+// Pool returns the named pool.
+func (c Cluster) Pool(name string) (Pool, bool) {
+	i := slices.IndexFunc(c.Pools, func(p Pool) bool { return p.Name == name })
+	if i < 0 {
+		return Pool{}, false
+	}
+	return c.Pools[i], true
+}
+
+// Policy is everything that decision reads for one cluster: what a
+// config.applied carries. A cluster that is not configured has an empty one.
+func (c *Config) Policy(cluster string) events.Policy {
+	cl, ok := c.Cluster(cluster)
+	if !ok {
+		return events.Policy{}
+	}
+	p := events.Policy{
+		Pools:              make([]events.PoolPolicy, len(cl.Pools)),
+		ProtectedNodes:     slices.Clone(c.Decision.ProtectedNodes),
+		StartupGrace:       c.Decision.StartupGrace,
+		StaleAfter:         c.Decision.StaleAfter,
+		MaxUnreadyFraction: c.Decision.MaxUnreadyFraction,
+		MaxUnreadyCount:    c.Decision.MaxUnreadyCount,
+	}
+	for i, pool := range cl.Pools {
+		p.Pools[i] = pool.policy()
+	}
+	for _, r := range c.Decision.AlertRules {
+		if _, has := cl.Pool(r.Pool); !has || (r.Cluster != "" && r.Cluster != cluster) {
+			continue
+		}
+		rule := events.AlertRule{Name: r.Name, Pool: r.Pool, Direction: r.Direction, Amount: r.Amount}
+		for _, m := range r.Match {
+			rule.Matchers = append(rule.Matchers, events.Matcher(m))
+		}
+		p.AlertRules = append(p.AlertRules, rule)
+	}
+	return p
+}
+
+func (p Pool) policy() events.PoolPolicy {
+	out := events.PoolPolicy{
+		Name: p.Name, Provider: p.Provider, Min: p.Min, Max: p.Max,
+		Size:                 events.Resources{CPUMilli: int64(p.CPU), MemoryBytes: int64(p.Memory), Pods: int64(p.MaxPods)},
+		Labels:               p.Labels,
+		ScaleUpCooldown:      p.ScaleUp.Cooldown,
+		ScaleDownAfterAdd:    p.ScaleDown.DelayAfterAdd,
+		ScaleDownAfterFail:   p.ScaleDown.DelayAfterFailure,
+		ScaleDownCooldown:    p.ScaleDown.Cooldown,
+		Stabilization:        p.ScaleDown.Stabilization,
+		UtilizationThreshold: p.ScaleDown.UtilizationThreshold,
+		Unneeded:             p.ScaleDown.Unneeded,
+		MinLifetime:          p.ScaleDown.MinLifetime,
+		MaxRemovals:          p.maxRemovals(),
+		RegisterDeadline:     p.RegisterDeadline,
+		ClaimExpiry:          p.ClaimExpiry,
+		DrainDeadline:        p.Drain.Deadline,
+		BackoffInitial:       p.Backoff.Initial,
+		BackoffMax:           p.Backoff.Max,
+		BackoffReset:         p.Backoff.Reset,
+	}
+	for _, t := range p.Taints {
+		out.Taints = append(out.Taints, events.Taint(t))
+	}
+	return out
+}
+
+// maxRemovals is 10 % of the pool's max, at least one, unless the file says
+// otherwise.
+func (p Pool) maxRemovals() int {
+	if p.ScaleDown.MaxRemovals > 0 {
+		return p.ScaleDown.MaxRemovals
+	}
+	return max(1, p.Max/10)
+}
+
+// Digest identifies a policy together with whether it may act: the digest of a
+// config.applied. Equal policies have equal digests, in any process.
+func Digest(p events.Policy, dryRun bool) (string, error) {
+	b, err := json.Marshal(struct {
+		Policy events.Policy `json:"policy"`
+		DryRun bool          `json:"dry_run"`
+	}{p, dryRun})
+	if err != nil {
+		return "", fmt.Errorf("encode policy: %w", err)
+	}
+	sum := sha256.Sum256(b)
+	return hex.EncodeToString(sum[:16]), nil
+}
