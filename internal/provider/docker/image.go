@@ -1,0 +1,59 @@
+package docker
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+
+	"github.com/docker/docker/api/types/image"
+
+	"github.com/k3s-autoscaler/k3s-autoscaler/internal/provider"
+)
+
+// ensureImage pulls an image that the host lacks. An image that is there is not
+// looked for again: tags of k3s do not move.
+func (p *Provider) ensureImage(ctx context.Context, ref, host string) error {
+	err := p.call(ctx, "image_inspect", p.o.CallTimeout, func(ctx context.Context) error {
+		_, err := p.api.ImageInspect(ctx, ref)
+		return err
+	})
+	if err == nil {
+		return nil
+	}
+	if !absent(err) {
+		return fmt.Errorf("look for image %s: %w", ref, err)
+	}
+	p.o.Logger.InfoContext(ctx, "pulling an image that the host lacks", "image", ref, "host", host)
+	return p.call(ctx, "pull", p.o.PullTimeout, func(ctx context.Context) error {
+		if err := p.pull(ctx, ref); err != nil {
+			return fmt.Errorf("%w: %s is not on host %s and could not be pulled (run docker pull %s there to see why, or load it with docker load, or set the pool's image to one that is there): %w",
+				provider.ErrImage, ref, host, ref, err)
+		}
+		return nil
+	})
+}
+
+func (p *Provider) pull(ctx context.Context, ref string) error {
+	progress, err := p.api.ImagePull(ctx, ref, image.PullOptions{})
+	if err != nil {
+		return err
+	}
+	defer progress.Close()
+	// The pull has failed if the stream says so: its status was sent before.
+	decoder := json.NewDecoder(progress)
+	for {
+		var line struct {
+			Error string `json:"error"`
+		}
+		switch err := decoder.Decode(&line); {
+		case errors.Is(err, io.EOF):
+			return nil
+		case err != nil:
+			return fmt.Errorf("follow the pull: %w", err)
+		case line.Error != "":
+			return errors.New(line.Error)
+		}
+	}
+}

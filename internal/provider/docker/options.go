@@ -1,0 +1,247 @@
+package docker
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/url"
+	"os"
+	"regexp"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/docker/docker/client"
+	"github.com/prometheus/client_golang/prometheus"
+	"k8s.io/utils/clock"
+)
+
+const (
+	// ImageAuto is the image that follows the server's version.
+	ImageAuto = "auto"
+	// DefaultRepository is where ImageAuto looks.
+	DefaultRepository = "rancher/k3s"
+	// DefaultNetwork is the engine's own bridge.
+	DefaultNetwork = "bridge"
+	// DefaultStopGrace is Docker's own default of the time from SIGTERM to
+	// SIGKILL.
+	DefaultStopGrace = 10 * time.Second
+	// DefaultCallTimeout bounds one call to the engine, pulls excepted.
+	DefaultCallTimeout = 30 * time.Second
+	// DefaultPullTimeout bounds the pull of an image: 80 MB over a slow line.
+	DefaultPullTimeout = 5 * time.Minute
+	// AgentMemoryBytes is what the agent itself may take beyond the memory that
+	// its node offers to pods: the minimum that the k3s documentation asks for an
+	// agent; its resource profile measures 275 MB.
+	AgentMemoryBytes = 512 << 20
+)
+
+// Unlimited is the Limits value for "no limit".
+const Unlimited = -1
+
+// Limits are the container's own limits, above what the node offers to pods.
+type Limits struct {
+	// CPUMilli is in thousandths of a core; 0 is the Spec's, Unlimited is none.
+	CPUMilli int64
+	// MemoryBytes is in bytes; 0 is the Spec's and AgentMemoryBytes, but never
+	// more than the host has; Unlimited is none. There is no swap beyond it.
+	MemoryBytes int64
+}
+
+// Ulimit is a resource limit of the container's processes.
+type Ulimit struct {
+	Name       string // as in docker run --ulimit, e.g. "nofile"
+	Soft, Hard int64
+}
+
+// TLS names the files of a client certificate for an engine behind tcp://.
+type TLS struct{ CAFile, CertFile, KeyFile string }
+
+// Options of a Provider: one engine, one cluster. Cluster, ServerURL and
+// TokenFile are required.
+type Options struct {
+	Cluster string
+	// ServerURL is where agents reach the server, e.g. https://10.0.0.5:6443.
+	ServerURL string
+	// TokenFile holds the join token. It is read for each machine, so that a
+	// rotated token needs no restart.
+	TokenFile string
+
+	// Engine is the engine's address, e.g. unix:///var/run/docker.sock or
+	// tcp://10.0.0.7:2376. Default: the environment variable DOCKER_HOST, or the
+	// local socket.
+	Engine string
+	TLS    TLS // needs tcp://
+
+	// Image is a reference with a k3s version for its tag, or ImageAuto, which is
+	// the default.
+	Image string
+	// Repository is where ImageAuto looks, e.g. a mirror. Default
+	// DefaultRepository.
+	Repository string
+	// AllowUnversionedImage accepts an Image whose tag is not a k3s version, so
+	// that nobody checks that the agent is not newer than the server.
+	AllowUnversionedImage bool
+
+	// Network that the container joins: a name, or "host". Default
+	// DefaultNetwork.
+	Network string
+	// ExtraArgs are appended to `k3s agent`. What the provider sets itself is
+	// refused.
+	ExtraArgs []string
+	// ContainerLabels are put on the container beside our own.
+	ContainerLabels map[string]string
+	// Ulimits of the container. Default: the engine's.
+	Ulimits []Ulimit
+	Limits  Limits
+
+	StopGrace   time.Duration // default DefaultStopGrace
+	CallTimeout time.Duration // default DefaultCallTimeout
+	PullTimeout time.Duration // default DefaultPullTimeout
+
+	Logger     *slog.Logger          // default: discarded
+	Registerer prometheus.Registerer // default: no metrics
+	Clock      clock.Clock           // default: the real one
+}
+
+var (
+	clusterName = regexp.MustCompile(`^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$`)
+
+	engineSchemes = []string{"unix", "tcp", "http", "https", "npipe"}
+
+	// ownFlags are set by the provider: a second value would contradict what it
+	// has promised to its caller.
+	ownFlags = []string{"--server", "-s", "--token", "-t", "--token-file", "--node-name", "--with-node-id", "--config", "-c"}
+	// ownKubeletArgs decide what is allocatable.
+	ownKubeletArgs = []string{"system-reserved", "kube-reserved", "max-pods", "hostname-override"}
+)
+
+// withDefaults returns o with every documented default filled in.
+func (o Options) withDefaults() Options {
+	if o.Engine == "" {
+		o.Engine = os.Getenv(client.EnvOverrideHost)
+	}
+	if o.Engine == "" {
+		o.Engine = client.DefaultDockerHost
+	}
+	setDefault(&o.Image, ImageAuto)
+	setDefault(&o.Repository, DefaultRepository)
+	setDefault(&o.Network, DefaultNetwork)
+	setDefault(&o.StopGrace, DefaultStopGrace)
+	setDefault(&o.CallTimeout, DefaultCallTimeout)
+	setDefault(&o.PullTimeout, DefaultPullTimeout)
+	if o.Logger == nil {
+		o.Logger = slog.New(slog.DiscardHandler)
+	}
+	if o.Clock == nil {
+		o.Clock = clock.RealClock{}
+	}
+	return o
+}
+
+func setDefault[T comparable](v *T, d T) {
+	var zero T
+	if *v == zero {
+		*v = d
+	}
+}
+
+// Validate says everything that is wrong with o, joined. It looks at no file
+// but TokenFile and the TLS files, and calls no engine.
+func (o Options) Validate() error {
+	o = o.withDefaults()
+	var errs []error
+	wrong := func(field, format string, args ...any) {
+		errs = append(errs, fmt.Errorf("%s: %s", field, fmt.Sprintf(format, args...)))
+	}
+	if !clusterName.MatchString(o.Cluster) {
+		wrong("cluster", "is %q, expected a DNS label", o.Cluster)
+	}
+	if u, err := url.Parse(o.ServerURL); err != nil || u.Scheme != "https" || u.Host == "" || u.User != nil {
+		wrong("server URL", "is %q, expected e.g. https://10.0.0.5:6443", o.ServerURL)
+	}
+	if _, err := readToken(o.TokenFile); err != nil {
+		errs = append(errs, err)
+	}
+	if u, err := url.Parse(o.Engine); err != nil || !slices.Contains(engineSchemes, u.Scheme) {
+		wrong("engine", "is %q, expected an address with one of the schemes %v", o.Engine, engineSchemes)
+	}
+	errs = append(errs, o.TLS.validate(), o.validateImage())
+	for _, n := range []struct {
+		name  string
+		value int64
+	}{{"limits: cpu", o.Limits.CPUMilli}, {"limits: memory", o.Limits.MemoryBytes}} {
+		if n.value < Unlimited {
+			wrong(n.name, "is %d, expected 0 (follow the pool), more, or %d (none)", n.value, Unlimited)
+		}
+	}
+	for _, d := range []struct {
+		name  string
+		value time.Duration
+	}{{"stop grace", o.StopGrace}, {"call timeout", o.CallTimeout}, {"pull timeout", o.PullTimeout}} {
+		if d.value < time.Second {
+			wrong(d.name, "is %s, expected at least 1s", d.value)
+		}
+	}
+	for key := range o.ContainerLabels {
+		if key == "" || strings.HasPrefix(key, labelPrefix) {
+			wrong("container labels", "%q is not allowed: it is empty or begins with %s", key, labelPrefix)
+		}
+	}
+	for _, u := range o.Ulimits {
+		if u.Name == "" || u.Hard != -1 && u.Soft > u.Hard {
+			wrong("ulimits", "%q has soft %d and hard %d, expected a name and soft not above hard", u.Name, u.Soft, u.Hard)
+		}
+	}
+	return errors.Join(append(errs, validateArgs(o.ExtraArgs))...)
+}
+
+func (t TLS) validate() error {
+	set := 0
+	var errs []error
+	for _, f := range []string{t.CAFile, t.CertFile, t.KeyFile} {
+		if f == "" {
+			continue
+		}
+		set++
+		if _, err := os.Stat(f); err != nil {
+			errs = append(errs, fmt.Errorf("tls: %w", err))
+		}
+	}
+	if set != 0 && set != 3 {
+		errs = append(errs, errors.New("tls: expected all of CA, certificate and key, or none"))
+	}
+	return errors.Join(errs...)
+}
+
+// validateArgs refuses arguments that would override what the provider sets.
+func validateArgs(args []string) error {
+	var errs []error
+	kubelet := false
+	for _, arg := range args {
+		name, value, joined := strings.Cut(arg, "=")
+		if slices.Contains(ownFlags, name) {
+			errs = append(errs, fmt.Errorf("extra args: %s is set by the provider", name))
+		}
+		switch {
+		case kubelet:
+			errs = append(errs, validateKubeletArg(arg))
+		case name == "--kubelet-arg" && joined:
+			errs = append(errs, validateKubeletArg(value))
+		}
+		kubelet = !kubelet && arg == "--kubelet-arg"
+	}
+	return errors.Join(errs...)
+}
+
+func validateKubeletArg(arg string) error {
+	key, value, _ := strings.Cut(strings.TrimLeft(arg, "-"), "=")
+	key = strings.TrimRight(key, "+-")
+	switch {
+	case slices.Contains(ownKubeletArgs, key):
+		return fmt.Errorf("extra args: --kubelet-arg=%s is set by the provider: the node's allocatable follows the pool", key)
+	case key == "eviction-hard" && strings.Contains(value, "memory.available"):
+		return errors.New("extra args: --kubelet-arg=eviction-hard with memory.available would make the node's allocatable smaller than the pool says")
+	}
+	return nil
+}
