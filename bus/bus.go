@@ -1,0 +1,174 @@
+package bus
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+	"k8s.io/utils/clock"
+)
+
+// Bus is a connection to the stream of record, the timers, the dead letters and
+// the state of handlers. It is safe for concurrent use.
+type Bus struct {
+	opts    Options
+	nc      *nats.Conn
+	js      jetstream.JetStream
+	stream  jetstream.Stream // of record
+	incarn  string
+	metrics *metrics
+	slots   *slots
+	alive   *liveness
+	wire    clock.WithTicker // the clock of the protocol with the server
+
+	mu     sync.Mutex
+	states map[string]keeper // by handler
+
+	stop context.CancelFunc
+	done sync.WaitGroup
+	once sync.Once
+}
+
+// Open connects and provisions what is absent: streams, and later the consumers
+// and buckets of the handlers that run. The error is ErrUnavailable when no
+// server answers and ErrIncompatible when the stream of record was made with
+// another schema or number of partitions.
+func Open(ctx context.Context, o Options) (*Bus, error) {
+	if err := o.validateGiven(); err != nil {
+		return nil, fmt.Errorf("bus options: %w", err)
+	}
+	o = o.withDefaults()
+	if err := o.validate(); err != nil {
+		return nil, fmt.Errorf("bus options: %w", err)
+	}
+	b := &Bus{opts: o, states: map[string]keeper{}, wire: clock.RealClock{}}
+	b.metrics = newMetrics(o.Registerer, o.Logger)
+	b.slots = newSlots(o.InFlight)
+	if err := b.connect(); err != nil {
+		return nil, fmt.Errorf("connect to the bus: %w", unavailable(err))
+	}
+	if err := b.provision(ctx); err != nil {
+		b.nc.Close()
+		return nil, fmt.Errorf("provision the bus: %w", unavailable(err))
+	}
+	run, stop := context.WithCancel(context.WithoutCancel(ctx))
+	b.stop = stop
+	b.alive = newLiveness(b.wire, o.Times.AckWait)
+	b.done.Go(func() { b.alive.run(run) })
+	return b, nil
+}
+
+func (b *Bus) connect() error {
+	log := b.opts.Logger
+	opts := append([]nats.Option{
+		nats.Name("k3s-autoscaler " + b.opts.Instance),
+		nats.MaxReconnects(-1),
+		nats.ReconnectWait(250 * time.Millisecond),
+		nats.Timeout(b.opts.Times.Request),
+		// Nothing may be sent later than it was meant: a buffered acknowledgement
+		// would free the slot of a message that another process handles by then.
+		nats.ReconnectBufSize(-1),
+		nats.DisconnectErrHandler(func(_ *nats.Conn, err error) {
+			if err != nil {
+				log.Warn("bus connection lost, reconnecting", "instance", b.opts.Instance, "error", err)
+			}
+		}),
+		nats.ReconnectHandler(func(nc *nats.Conn) {
+			log.Info("bus connection restored", "instance", b.opts.Instance, "server", nc.ConnectedServerName())
+		}),
+		nats.ErrorHandler(func(_ *nats.Conn, sub *nats.Subscription, err error) {
+			b.metrics.failed("bus")
+			attrs := []any{"instance", b.opts.Instance, "error", err}
+			if sub != nil {
+				attrs = append(attrs, "subject", sub.Subject)
+			}
+			log.Warn("bus connection reports an error", attrs...)
+		}),
+	}, b.opts.Connect...)
+	var err error
+	if b.opts.Server != nil {
+		b.nc, err = b.opts.Server.Connect(opts...)
+	} else {
+		b.nc, err = nats.Connect(b.opts.URL, opts...)
+	}
+	if err != nil {
+		return err
+	}
+	b.js, err = jetstream.New(b.nc)
+	return err
+}
+
+// Close ends the connection. Run, RunBatch and RunTimers must have returned. It
+// may be called more than once.
+func (b *Bus) Close() error {
+	var err error
+	b.once.Do(func() {
+		b.stop()
+		b.done.Wait()
+		// Acknowledgements are not confirmed: let them leave.
+		if ferr := b.nc.FlushTimeout(b.opts.Times.Request); ferr != nil && !errors.Is(ferr, nats.ErrConnectionClosed) && b.nc.IsConnected() {
+			err = fmt.Errorf("close the bus: flush: %w", ferr)
+		}
+		b.nc.Close()
+	})
+	return err
+}
+
+// Incarnation identifies the stream of record for its whole life: a stream that
+// was deleted and made anew has another one.
+func (b *Bus) Incarnation() string { return b.incarn }
+
+// Instance is the name of this process on the bus.
+func (b *Bus) Instance() string { return b.opts.Instance }
+
+// LastSequence returns the sequence of the last event of the stream of record, 0
+// when it never held one.
+func (b *Bus) LastSequence(ctx context.Context) (uint64, error) {
+	info, err := b.info(ctx)
+	if err != nil {
+		return 0, err
+	}
+	return info.State.LastSeq, nil
+}
+
+func (b *Bus) info(ctx context.Context) (*jetstream.StreamInfo, error) {
+	ctx, cancel := b.bound(ctx)
+	defer cancel()
+	info, err := b.stream.Info(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("read the stream of record: %w", unavailable(err))
+	}
+	return info, nil
+}
+
+// bound limits one request.
+func (b *Bus) bound(ctx context.Context) (context.Context, context.CancelFunc) {
+	return context.WithTimeout(ctx, b.opts.Times.Request)
+}
+
+// unavailable adds ErrUnavailable to errors that mean that no server
+// acknowledged. A cancelled context stays what it is.
+func unavailable(err error) error {
+	if err == nil || errors.Is(err, ErrUnavailable) || errors.Is(err, context.Canceled) {
+		return err
+	}
+	for _, known := range []error{
+		context.DeadlineExceeded, nats.ErrTimeout, nats.ErrNoResponders, nats.ErrNoServers,
+		nats.ErrConnectionClosed, nats.ErrConnectionReconnecting, nats.ErrReconnectBufExceeded, nats.ErrDisconnected,
+		nats.ErrNoStreamResponse, nats.ErrStaleConnection, nats.ErrConnectionDraining,
+		jetstream.ErrNoStreamResponse, jetstream.ErrStreamNotFound, jetstream.ErrJetStreamNotEnabled,
+	} {
+		if errors.Is(err, known) {
+			return fmt.Errorf("%w: %w", ErrUnavailable, err)
+		}
+	}
+	var api *jetstream.APIError
+	if errors.As(err, &api) && api.Code >= 500 {
+		return fmt.Errorf("%w: %w", ErrUnavailable, err)
+	}
+	return err
+}

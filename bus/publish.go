@@ -1,0 +1,119 @@
+package bus
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/k3s-autoscaler/k3s-autoscaler/events"
+)
+
+// publishParallel is how many keys one call publishes for at a time.
+const publishParallel = 32
+
+// Publish publishes events and returns nil only after JetStream has acknowledged
+// all of them. Events of one key are published in the given order, each after
+// the former was acknowledged; different keys go side by side. An event that was
+// published before (same source and id, within 10 minutes) is not stored twice.
+// After an error some of them may be stored: call again with the same events.
+func (b *Bus) Publish(ctx context.Context, es ...events.Event) error {
+	msgs := make([]*nats.Msg, len(es))
+	for i, e := range es {
+		m, err := b.encode(e)
+		if err != nil {
+			return fmt.Errorf("publish: %w", err)
+		}
+		msgs[i] = m
+	}
+	if len(es) == 1 {
+		return b.publishEach(ctx, es, msgs)
+	}
+	type chain struct {
+		es   []events.Event
+		msgs []*nats.Msg
+	}
+	var order []string
+	chains := map[string]*chain{}
+	for i, e := range es {
+		k := events.Extension(e, events.ExtPartitionKey)
+		if chains[k] == nil {
+			chains[k] = &chain{}
+			order = append(order, k)
+		}
+		chains[k].es, chains[k].msgs = append(chains[k].es, e), append(chains[k].msgs, msgs[i])
+	}
+	var wg sync.WaitGroup
+	errs := make([]error, len(order))
+	limit := make(chan struct{}, publishParallel)
+	for i, k := range order {
+		limit <- struct{}{}
+		wg.Go(func() {
+			defer func() { <-limit }()
+			errs[i] = b.publishEach(ctx, chains[k].es, chains[k].msgs)
+		})
+	}
+	wg.Wait()
+	return errors.Join(errs...)
+}
+
+func (b *Bus) publishEach(ctx context.Context, es []events.Event, msgs []*nats.Msg) error {
+	for i, m := range msgs {
+		if _, err := b.publishMsg(ctx, m); err != nil {
+			return fmt.Errorf("publish %s %s for %s: %w", es[i].Type(), es[i].ID(), events.Extension(es[i], events.ExtPartitionKey), err)
+		}
+	}
+	return nil
+}
+
+// PublishExpecting publishes e if last is the sequence of the last event of its
+// subject (0: there is none), and ErrConflict otherwise. An event that was
+// published before, within 10 minutes, succeeds with the sequence it has.
+func (b *Bus) PublishExpecting(ctx context.Context, e events.Event, last uint64) (seq uint64, err error) {
+	m, err := b.encode(e)
+	if err != nil {
+		return 0, fmt.Errorf("publish: %w", err)
+	}
+	ack, err := b.publishMsg(ctx, m, jetstream.WithExpectLastSequencePerSubject(last))
+	if err != nil {
+		return 0, fmt.Errorf("publish %s %s: %w", e.Type(), e.ID(), err)
+	}
+	return ack.Sequence, nil
+}
+
+func (b *Bus) encode(e events.Event) (*nats.Msg, error) {
+	m, err := EncodeEvent(e)
+	if err != nil {
+		return nil, err
+	}
+	if limit := b.nc.MaxPayload(); int64(m.Size()) > limit {
+		return nil, fmt.Errorf("event %s (%s): %w: %d bytes after compression, the server takes %d", e.ID(), e.Type(), ErrTooLarge, m.Size(), limit)
+	}
+	return m, nil
+}
+
+func (b *Bus) publishMsg(ctx context.Context, m *nats.Msg, opts ...jetstream.PublishOpt) (*jetstream.PubAck, error) {
+	ctx, cancel := b.bound(ctx)
+	defer cancel()
+	ack, err := b.js.PublishMsg(ctx, m, opts...)
+	switch {
+	case err == nil:
+		b.metrics.published.WithLabelValues("acknowledged").Inc()
+		return ack, nil
+	case isWrongLast(err):
+		b.metrics.published.WithLabelValues("conflict").Inc()
+		return nil, fmt.Errorf("%w: %w", ErrConflict, err)
+	}
+	b.metrics.published.WithLabelValues("failed").Inc()
+	b.metrics.failed("bus")
+	return nil, unavailable(err)
+}
+
+func isWrongLast(err error) bool {
+	var api *jetstream.APIError
+	return errors.As(err, &api) &&
+		(api.ErrorCode == jetstream.JSErrCodeStreamWrongLastSequence || api.ErrorCode == jetstream.JSErrCodeStreamWrongLastSequenceConstant)
+}
