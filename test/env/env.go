@@ -1,0 +1,423 @@
+package env
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"syscall"
+	"time"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/tools/clientcmd"
+)
+
+// Env is a running environment. Its fields are paths, addresses and names for
+// tests; they do not change while it runs.
+type Env struct {
+	// ID tells environments on one machine apart.
+	ID       string `json:"id"`
+	StateDir string `json:"state_dir"`
+
+	// AdminKubeconfig may do all; it leads straight to the API server.
+	AdminKubeconfig string `json:"admin_kubeconfig"`
+	// ReaderKubeconfig and ActorKubeconfig have the rights that deploy/ gives
+	// the product, to read and to act, and lead through the control door.
+	ReaderKubeconfig string `json:"reader_kubeconfig"`
+	ActorKubeconfig  string `json:"actor_kubeconfig"`
+
+	// APIServerURL is reached from this machine, APIServerURLForNodes (K3S_URL)
+	// from the containers on Network.
+	APIServerURL         string `json:"api_server_url"`
+	APIServerURLForNodes string `json:"api_server_url_for_nodes"`
+
+	// ServerVersion is what the API server reports, such as v1.34.4+k3s1.
+	ServerVersion string `json:"server_version"`
+
+	// JoinTokenFile holds the token that agents join with; WrongTokenFile one
+	// that looks right and is refused. Both have mode 0400.
+	JoinTokenFile  string `json:"join_token_file"`
+	WrongTokenFile string `json:"wrong_token_file"`
+
+	DockerHost string `json:"docker_host"`
+	Network    string `json:"network"`
+	Subnet     string `json:"subnet"`
+	Gateway    string `json:"gateway"`
+
+	// Image is rancher/k3s at ServerVersion, stand-in or real. The others are
+	// variants that exist of the stand-in only (empty on a real k3s): the agent
+	// exits at once with code 1, joins only after SlowDelay, never joins.
+	Image      string `json:"image"`
+	ImageExits string `json:"image_exits"`
+	ImageSlow  string `json:"image_slow"`
+	ImageStuck string `json:"image_stuck"`
+
+	// ToxiproxyURL is the API of the proxy that is in front of the API server;
+	// its proxies are called "nodes" and "control". Empty on a real k3s.
+	ToxiproxyURL string `json:"toxiproxy_url"`
+
+	// PrivateEngine says that the Docker engine was started for this
+	// environment; a test may then do with it what it likes.
+	PrivateEngine bool `json:"private_engine"`
+	// RealK3s says that server and agents are the true rancher/k3s.
+	RealK3s bool `json:"real_k3s"`
+
+	opts  Options
+	owned bool
+}
+
+// Owned says whether this Start brought the environment up, rather than
+// attaching to one.
+func (e *Env) Owned() bool { return e.owned }
+
+// Logs returns the folder with one log for each program.
+func (e *Env) Logs() string { return filepath.Join(e.StateDir, "logs") }
+
+func (e *Env) processes() processes { return processes{stateDir: e.StateDir} }
+
+func stateFile(stateDir string) string { return filepath.Join(stateDir, "env.json") }
+
+// Start brings the environment up, or attaches to the one that is up in the
+// state folder. What a crashed run left there is removed first. On an error
+// nothing stays; the ends of the logs are in the error.
+func Start(ctx context.Context, opts Options) (*Env, error) {
+	opts, err := opts.withDefaults()
+	if err != nil {
+		return nil, err
+	}
+	unlock, err := lockState(ctx, opts)
+	if err != nil {
+		return nil, err
+	}
+	defer unlock()
+	if e, err := attach(ctx, opts); err == nil {
+		return e, nil
+	}
+	if err := down(ctx, opts); err != nil {
+		return nil, fmt.Errorf("remove what an earlier run left in %s: %w", opts.StateDir, err)
+	}
+	binaries, err := Build(ctx, opts)
+	if err != nil {
+		return nil, err
+	}
+	done := step(opts.Log, "environment is up in %s", opts.StateDir)
+	e := newEnv(opts)
+	if err := e.bringUp(ctx, binaries); err != nil {
+		return nil, errors.Join(err, down(context.WithoutCancel(ctx), opts))
+	}
+	done()
+	return e, nil
+}
+
+// Attach returns the environment that is up in the state folder, or an error.
+func Attach(ctx context.Context, opts Options) (*Env, error) {
+	opts, err := opts.withDefaults()
+	if err != nil {
+		return nil, err
+	}
+	return attach(ctx, opts)
+}
+
+// Stop ends the environment in the state folder, whoever started it, and
+// removes the folder. It is idempotent, and works on what a crashed run left.
+func Stop(ctx context.Context, opts Options) error {
+	opts, err := opts.withDefaults()
+	if err != nil {
+		return err
+	}
+	unlock, err := lockState(ctx, opts)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	return down(ctx, opts)
+}
+
+// Stop ends the environment.
+func (e *Env) Stop(ctx context.Context) error { return Stop(ctx, e.opts) }
+
+// Release ends the environment if this process brought it up; one that it
+// attached to stays.
+func (e *Env) Release(ctx context.Context) error {
+	if !e.owned {
+		return nil
+	}
+	return e.Stop(ctx)
+}
+
+// lockState serialises Start and Stop on a state folder. The lock lies beside
+// the folder, since Stop removes that.
+func lockState(ctx context.Context, opts Options) (func(), error) {
+	return lockFile(ctx, opts.StateDir+".lock", func() {
+		fmt.Fprintf(opts.Log, "testenv: waiting for another process that starts or stops %s\n", opts.StateDir)
+	})
+}
+
+func newEnv(opts Options) *Env {
+	random := make([]byte, 4)
+	_, _ = rand.Read(random) // never fails, by its documentation
+	id := hex.EncodeToString(random)
+	in := func(name string) string { return filepath.Join(opts.StateDir, name) }
+	return &Env{
+		ID: id, StateDir: opts.StateDir, RealK3s: opts.RealK3s,
+		AdminKubeconfig: in("admin.kubeconfig"), ReaderKubeconfig: in("reader.kubeconfig"), ActorKubeconfig: in("actor.kubeconfig"),
+		JoinTokenFile: in("join-token"), WrongTokenFile: in("wrong-token"),
+		Network: "k3s-autoscaler-testenv-" + id,
+		opts:    opts, owned: true,
+	}
+}
+
+func (e *Env) bringUp(ctx context.Context, binaries Binaries) error {
+	if err := makeStateDir(e.StateDir); err != nil {
+		return err
+	}
+	// Written before anything is started, so that a crash can be cleaned up.
+	if err := e.save(); err != nil {
+		return err
+	}
+	engine, err := e.findEngine(ctx, binaries)
+	if err != nil {
+		return err
+	}
+	defer engine.close()
+	gateway, subnet, err := engine.createNetwork(ctx, e.Network, e.ID)
+	if err != nil {
+		return err
+	}
+	e.Gateway, e.Subnet = gateway.String(), subnet.String()
+	if err := e.save(); err != nil {
+		return err
+	}
+	if e.RealK3s {
+		err = e.startRealK3s(ctx, engine)
+	} else {
+		err = e.startStandIns(ctx, binaries)
+	}
+	if err != nil {
+		return err
+	}
+	if err := e.waitForCluster(ctx); err != nil {
+		return err
+	}
+	return e.save()
+}
+
+// findEngine takes an engine that answers and runs privileged containers, or
+// starts one. It also loads the images.
+func (e *Env) findEngine(ctx context.Context, binaries Binaries) (*engine, error) {
+	use := func(found *engine) error {
+		e.DockerHost, e.PrivateEngine = found.host, found.private
+		if err := e.save(); err != nil {
+			return err
+		}
+		if e.RealK3s {
+			return nil // pulled later, and tried by running the server
+		}
+		done := step(e.opts.Log, "image %s:%s is loaded", k3sRepository, k3sTag())
+		image, err := found.importImages(ctx, binaries["k3s"], e.ID)
+		if err != nil {
+			return err
+		}
+		e.Image, e.ImageExits, e.ImageSlow, e.ImageStuck = image, image+"-exits", image+"-slow", image+"-stuck"
+		if err := found.tryPrivileged(ctx, image, e.ID); err != nil {
+			return fmt.Errorf("run a privileged container: %w", err)
+		}
+		done()
+		return nil
+	}
+	existing, err := existingEngine(ctx)
+	if err == nil {
+		if err = use(existing); err == nil {
+			fmt.Fprintf(e.opts.Log, "testenv: using the Docker engine at %s\n", existing.host)
+			return existing, nil
+		}
+		err = errors.Join(fmt.Errorf("the Docker engine at %s cannot be used: %w", existing.host, err), existing.clean(ctx, e.Network, e.ID))
+		existing.close()
+		fmt.Fprintf(e.opts.Log, "testenv: %v\n", err)
+	}
+	started, startErr := startEngine(ctx, e.processes(), binaries, e.RealK3s, e.opts.Log)
+	if startErr != nil {
+		return nil, errors.Join(err, startErr)
+	}
+	if err := use(started); err != nil {
+		started.close()
+		return nil, err
+	}
+	return started, nil
+}
+
+// startStandIns runs the control plane built here, behind its two doors.
+func (e *Env) startStandIns(ctx context.Context, binaries Binaries) error {
+	ports, err := freePorts(7)
+	if err != nil {
+		return err
+	}
+	plane := controlPlane{
+		processes: e.processes(), binaries: binaries, dir: filepath.Join(e.StateDir, "pki"),
+		ports:   controlPlanePorts{EtcdClient: ports[0], EtcdPeer: ports[1], API: ports[2], ControllerManager: ports[3], Scheduler: ports[4]},
+		gateway: net.ParseIP(e.Gateway), nodeGrace: e.opts.NodeGrace,
+	}
+	ca, token, err := plane.writeCredentials(randomPassword(), e.AdminKubeconfig)
+	if err != nil {
+		return err
+	}
+	for file, content := range map[string]string{e.JoinTokenFile: token, e.WrongTokenFile: ca.joinToken(randomPassword())} {
+		if err := os.WriteFile(file, []byte(content+"\n"), 0o400); err != nil {
+			return err
+		}
+	}
+	if err := plane.start(ctx, e.opts.Log); err != nil {
+		return err
+	}
+	e.APIServerURL = plane.url()
+	e.APIServerURLForNodes = "https://" + hostPort(e.Gateway, 6443)
+	e.ToxiproxyURL = "http://" + hostPort(loopback, ports[5])
+	control := hostPort(loopback, ports[6])
+	if err := e.openDoors(ctx, binaries, ports[5], control, hostPort(loopback, plane.ports.API)); err != nil {
+		return err
+	}
+	return e.grantAccess(ctx, e.opts.RepositoryDir, "https://"+control, ca.pem)
+}
+
+func (e *Env) openDoors(ctx context.Context, binaries Binaries, port int, control, apiServer string) error {
+	if err := e.processes().start("toxiproxy", nil, binaries["toxiproxy-server"], "-host", loopback, "-port", fmt.Sprint(port)); err != nil {
+		return err
+	}
+	if err := e.processes().waitFor(ctx, "toxiproxy", 15*time.Second, func(ctx context.Context) error {
+		return getOK(ctx, http.DefaultClient, e.ToxiproxyURL+"/version")
+	}); err != nil {
+		return err
+	}
+	err := doors{api: e.ToxiproxyURL}.open(ctx,
+		door{Name: nodeDoor, Listen: hostPort(e.Gateway, 6443), Upstream: apiServer, Enabled: true},
+		door{Name: controlDoor, Listen: control, Upstream: apiServer, Enabled: true})
+	if err != nil {
+		return fmt.Errorf("open the doors to the API server (the Docker engine at %s must run on this machine): %w", e.DockerHost, err)
+	}
+	return nil
+}
+
+// waitForCluster waits until pods can be created.
+func (e *Env) waitForCluster(ctx context.Context) error {
+	client, err := e.adminClient()
+	if err != nil {
+		return err
+	}
+	version, err := client.Discovery().ServerVersion()
+	if err != nil {
+		return fmt.Errorf("ask the API server for its version: %w", err)
+	}
+	e.ServerVersion = version.GitVersion
+	ctx, cancel := context.WithTimeout(ctx, time.Minute)
+	defer cancel()
+	for {
+		_, err := client.CoreV1().ServiceAccounts(metav1.NamespaceDefault).Get(ctx, "default", metav1.GetOptions{})
+		if err == nil {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("wait for the default service account: %w", err)
+		case <-time.After(50 * time.Millisecond):
+		}
+	}
+}
+
+func (e *Env) adminClient() (*kubernetes.Clientset, error) {
+	config, err := clientcmd.BuildConfigFromFlags("", e.AdminKubeconfig)
+	if err != nil {
+		return nil, err
+	}
+	config.QPS, config.Burst = 100, 200
+	return kubernetes.NewForConfig(config)
+}
+
+// attach succeeds only if all parts are alive and answer.
+func attach(ctx context.Context, opts Options) (*Env, error) {
+	e, err := load(opts)
+	if err != nil {
+		return nil, err
+	}
+	if e.RealK3s != opts.RealK3s {
+		return nil, fmt.Errorf("the environment in %s is of another kind (real k3s: %t)", e.StateDir, e.RealK3s)
+	}
+	if e.ServerVersion == "" {
+		return nil, fmt.Errorf("the environment in %s is not complete", e.StateDir)
+	}
+	all, err := e.processes().list()
+	if err != nil {
+		return nil, err
+	}
+	for _, p := range all {
+		if !p.alive() {
+			return nil, fmt.Errorf("%s of the environment in %s has ended", p.Name, e.StateDir)
+		}
+	}
+	client, err := e.adminClient()
+	if err != nil {
+		return nil, err
+	}
+	if _, err := client.Discovery().RESTClient().Get().AbsPath("/readyz").DoRaw(ctx); err != nil {
+		return nil, fmt.Errorf("the API server of the environment in %s does not answer: %w", e.StateDir, err)
+	}
+	engine, err := openEngine(e.DockerHost, e.PrivateEngine)
+	if err != nil {
+		return nil, err
+	}
+	defer engine.close()
+	return e, engine.answers(ctx)
+}
+
+func load(opts Options) (*Env, error) {
+	content, err := os.ReadFile(stateFile(opts.StateDir))
+	if errors.Is(err, os.ErrNotExist) {
+		return nil, fmt.Errorf("no environment in %s", opts.StateDir)
+	}
+	if err != nil {
+		return nil, err
+	}
+	e := &Env{opts: opts}
+	if err := json.Unmarshal(content, e); err != nil {
+		return nil, fmt.Errorf("read %s: %w", stateFile(opts.StateDir), err)
+	}
+	return e, nil
+}
+
+// save replaces the state file in one step.
+func (e *Env) save() error {
+	content, err := json.MarshalIndent(e, "", "  ")
+	if err != nil {
+		return err
+	}
+	temporary := stateFile(e.StateDir) + ".new"
+	if err := os.WriteFile(temporary, append(content, '\n'), 0o600); err != nil {
+		return err
+	}
+	return os.Rename(temporary, stateFile(e.StateDir))
+}
+
+// makeStateDir refuses a folder that another user could have made: its name in
+// the folder for temporary files is known to all.
+func makeStateDir(dir string) error {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return err
+	}
+	info, err := os.Lstat(dir)
+	if err != nil {
+		return err
+	}
+	owner, ok := info.Sys().(*syscall.Stat_t)
+	if !info.IsDir() || !ok || int(owner.Uid) != os.Getuid() {
+		return fmt.Errorf("state folder %s is not a folder of this user", dir)
+	}
+	return os.Chmod(dir, 0o700) //nolint:gosec // a folder
+}
+
+func randomPassword() string { return rand.Text() }
