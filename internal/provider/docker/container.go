@@ -53,11 +53,12 @@ func (o Options) render(s provider.Spec, image string, host capacity) (rendered,
 			Hostname: s.Name,
 			Image:    image,
 			Cmd:      o.command(s, reserved),
-			Env:      []string{"K3S_URL=" + o.ServerURL, "K3S_TOKEN_FILE=" + tokenPath},
+			Env:      o.environment(),
 			Labels:   labels,
 		},
 		HostConfig: &container.HostConfig{
 			NetworkMode: container.NetworkMode(o.Network),
+			Binds:       o.Mounts,
 			Privileged:  true,
 			// A privileged container can't be in a remapped user namespace.
 			UsernsMode: "host",
@@ -93,6 +94,14 @@ func (o Options) command(s provider.Spec, reserved string) []string {
 		cmd = append(cmd, "--kubelet-arg=max-pods="+strconv.FormatInt(s.MaxPods, 10))
 	}
 	return append(cmd, o.ExtraArgs...)
+}
+
+func (o Options) environment() []string {
+	env := []string{"K3S_URL=" + o.ServerURL, "K3S_TOKEN_FILE=" + tokenPath}
+	for _, key := range slices.Sorted(maps.Keys(o.Env)) {
+		env = append(env, key+"="+o.Env[key])
+	}
+	return env
 }
 
 func (o Options) ulimits() []*container.Ulimit {

@@ -53,6 +53,8 @@ func TestRenderedContainerIsAsK3dMakesThem(t *testing.T) {
 	o := options(t)
 	o.Network, o.ExtraArgs = "k3s", []string{"--kubelet-arg=image-gc-high-threshold=70"}
 	o.ContainerLabels = map[string]string{"team": "edge"}
+	o.Env = map[string]string{"HTTPS_PROXY": "http://proxy.lan:3128"}
+	o.Mounts = []string{"/etc/registries.yaml:/etc/rancher/k3s/registries.yaml:ro"}
 	o.Ulimits = []Ulimit{{Name: "nofile", Soft: 65536, Hard: 1048576}}
 	o = o.withDefaults()
 	r, err := o.render(spec(), "rancher/k3s:v1.34.4-k3s1", testHost)
@@ -305,7 +307,10 @@ func TestOptionsAreValidatedTogether(t *testing.T) {
 
 	bad := Options{
 		Cluster: "Home", ServerURL: "http://x", TokenFile: "", Engine: "ssh://host", Image: "rancher/k3s:latest",
-		TLS:             TLS{CAFile: filepath.Join(t.TempDir(), "absent")},
+		TLS:             TLS{CAFile: filepath.Join(t.TempDir(), "absent"), KeyFile: filepath.Join(t.TempDir(), "absent")},
+		Pull:            "sometimes",
+		Env:             map[string]string{"K3S_TOKEN": "x"},
+		Mounts:          []string{"relative:/x", "/a:/run/x", "/a:/etc/k3s-autoscaler:ro", "/etc/registries.yaml:/etc/rancher/k3s/registries.yaml:ro"},
 		Limits:          Limits{CPUMilli: -2},
 		StopGrace:       time.Millisecond,
 		ContainerLabels: map[string]string{"k3s-autoscaler.dev/claim": "x"},
@@ -318,12 +323,13 @@ func TestOptionsAreValidatedTogether(t *testing.T) {
 	err := bad.Validate()
 	for _, want := range []string{
 		`cluster: is "Home"`, `server URL: is "http://x"`, "token file: is not set", `engine: is "ssh://host"`, "image: the tag",
-		"tls: stat", "tls: expected all", "limits: cpu: is -2", "stop grace: is 1ms", "container labels", "ulimits",
+		"tls: stat", "tls: expected both", "pull: is", "env: \"K3S_TOKEN\"", "mounts: is \"relative", "has /run for itself", "has /etc/k3s-autoscaler for itself", "limits: cpu: is -2", "stop grace: is 1ms", "container labels", "ulimits",
 		"--token is set by", "--node-name is set by", "system-reserved is set by", "max-pods is set by", "memory.available",
 	} {
 		require.ErrorContains(t, err, want)
 	}
 	require.NotContains(t, err.Error(), "--docker")
+	require.NotContains(t, err.Error(), "registries.yaml")
 
 	_, err = New(bad)
 	require.ErrorContains(t, err, "docker provider: ")

@@ -82,6 +82,7 @@ func TestCreateExplainsWhatTheEngineSays(t *testing.T) {
 	image := answer{200, `{"Id":"sha256:1"}`}
 	for name, tc := range map[string]struct {
 		script map[string]answer
+		pull   Pull
 		is     error // nil: may be gone at the next attempt
 		says   []string
 		kind   string // of the counted failure, with its operation
@@ -89,7 +90,17 @@ func TestCreateExplainsWhatTheEngineSays(t *testing.T) {
 		"image cannot be pulled": {
 			script: map[string]answer{"GET /info": ok, "POST /images/create": {404, `{"message":"manifest for rancher/k3s:v1.34.4-k3s1 not found"}`}},
 			is:     provider.ErrImage, kind: "pull/image",
-			says: []string{"not on host pi4", "docker pull rancher/k3s:v1.34.4-k3s1", "manifest"},
+			says: []string{"could not be pulled to host pi4", "docker pull rancher/k3s:v1.34.4-k3s1", "manifest"},
+		},
+		"image is never pulled": {
+			script: map[string]answer{"GET /info": ok}, pull: PullNever,
+			is:   provider.ErrImage,
+			says: []string{"is not on host pi4", "never to pull it"},
+		},
+		"image is pulled always": {
+			script: map[string]answer{"GET /info": ok, imagePath: image, "POST /images/create": {500, `{"message":"registry is away"}`}}, pull: PullAlways,
+			is: provider.ErrImage, kind: "pull/image",
+			says: []string{"registry is away"},
 		},
 		"pull breaks off": {
 			script: map[string]answer{"GET /info": ok, "POST /images/create": {200, `{"status":"Pulling"}` + "\n" + `{"error":"no space left on device"}`}},
@@ -135,7 +146,7 @@ func TestCreateExplainsWhatTheEngineSays(t *testing.T) {
 			t.Parallel()
 			reg := prometheus.NewRegistry()
 			o := scriptedEngine(t, tc.script)
-			o.Registerer = reg
+			o.Registerer, o.Pull = reg, tc.pull
 			p := newProvider(t, o)
 			_, err := p.Create(t.Context(), spec())
 			require.Error(t, err)

@@ -12,9 +12,12 @@ import (
 	"github.com/k3s-autoscaler/k3s-autoscaler/internal/provider"
 )
 
-// ensureImage pulls an image that the host lacks. An image that is there is not
-// looked for again: tags of k3s do not move.
+// ensureImage pulls an image when Options.Pull says so: by default what the host
+// lacks, since tags of k3s do not move.
 func (p *Provider) ensureImage(ctx context.Context, ref, host string) error {
+	if p.o.Pull == PullAlways {
+		return p.pullExplained(ctx, ref, host)
+	}
 	err := p.call(ctx, "image_inspect", p.o.CallTimeout, func(ctx context.Context) error {
 		_, err := p.api.ImageInspect(ctx, ref)
 		return err
@@ -25,10 +28,17 @@ func (p *Provider) ensureImage(ctx context.Context, ref, host string) error {
 	if !absent(err) {
 		return fmt.Errorf("look for image %s: %w", ref, err)
 	}
+	if p.o.Pull == PullNever {
+		return fmt.Errorf("%w: %s is not on host %s, and the pool's setting says never to pull it; load it there with docker pull or docker load", provider.ErrImage, ref, host)
+	}
 	p.o.Logger.InfoContext(ctx, "pulling an image that the host lacks", "image", ref, "host", host)
+	return p.pullExplained(ctx, ref, host)
+}
+
+func (p *Provider) pullExplained(ctx context.Context, ref, host string) error {
 	return p.call(ctx, "pull", p.o.PullTimeout, func(ctx context.Context) error {
 		if err := p.pull(ctx, ref); err != nil {
-			return fmt.Errorf("%w: %s is not on host %s and could not be pulled (run docker pull %s there to see why, or load it with docker load, or set the pool's image to one that is there): %w",
+			return fmt.Errorf("%w: %s could not be pulled to host %s (run docker pull %s there to see why, or load it with docker load, or set the pool's image to one that is there): %w",
 				provider.ErrImage, ref, host, ref, err)
 		}
 		return nil

@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"net/url"
 	"os"
+	"path"
 	"regexp"
 	"slices"
 	"strings"
@@ -54,8 +55,19 @@ type Ulimit struct {
 	Soft, Hard int64
 }
 
-// TLS names the files of a client certificate for an engine behind tcp://.
+// TLS names the files for an engine behind tcp://. Without CAFile the system's
+// authorities are trusted; CertFile and KeyFile come together.
 type TLS struct{ CAFile, CertFile, KeyFile string }
+
+// Pull says when an image is pulled.
+type Pull string
+
+// Values of Pull.
+const (
+	PullMissing Pull = "missing" // when the host lacks it
+	PullAlways  Pull = "always"  // for each machine
+	PullNever   Pull = "never"   // the operator loads it
+)
 
 // Options of a Provider: one engine, one cluster. Cluster, ServerURL and
 // TokenFile are required.
@@ -82,6 +94,7 @@ type Options struct {
 	// AllowUnversionedImage accepts an Image whose tag is not a k3s version, so
 	// that nobody checks that the agent is not newer than the server.
 	AllowUnversionedImage bool
+	Pull                  Pull // default PullMissing
 
 	// Network that the container joins: a name, or "host". Default
 	// DefaultNetwork.
@@ -89,6 +102,12 @@ type Options struct {
 	// ExtraArgs are appended to `k3s agent`. What the provider sets itself is
 	// refused.
 	ExtraArgs []string
+	// Env is added to the container's environment, which whoever may inspect the
+	// container can read.
+	Env map[string]string
+	// Mounts are bind mounts as Docker writes them, /host/path:/path[:ro], e.g. of
+	// a registries.yaml.
+	Mounts []string
 	// ContainerLabels are put on the container beside our own.
 	ContainerLabels map[string]string
 	// Ulimits of the container. Default: the engine's.
@@ -112,6 +131,8 @@ var (
 	// ownFlags are set by the provider: a second value would contradict what it
 	// has promised to its caller.
 	ownFlags = []string{"--server", "-s", "--token", "-t", "--token-file", "--node-name", "--with-node-id", "--config", "-c"}
+	ownEnv   = []string{"K3S_URL", "K3S_TOKEN", "K3S_TOKEN_FILE", "K3S_NODE_NAME"}
+	ownPaths = []string{"/run", "/var/run", path.Dir(tokenPath)}
 	// ownKubeletArgs decide what is allocatable.
 	ownKubeletArgs = []string{"system-reserved", "kube-reserved", "max-pods", "hostname-override"}
 )
@@ -126,6 +147,7 @@ func (o Options) withDefaults() Options {
 	}
 	setDefault(&o.Image, ImageAuto)
 	setDefault(&o.Repository, DefaultRepository)
+	setDefault(&o.Pull, PullMissing)
 	setDefault(&o.Network, DefaultNetwork)
 	setDefault(&o.StopGrace, DefaultStopGrace)
 	setDefault(&o.CallTimeout, DefaultCallTimeout)
@@ -166,7 +188,10 @@ func (o Options) Validate() error {
 	if u, err := url.Parse(o.Engine); err != nil || !slices.Contains(engineSchemes, u.Scheme) {
 		wrong("engine", "is %q, expected an address with one of the schemes %v", o.Engine, engineSchemes)
 	}
-	errs = append(errs, o.TLS.validate(), o.validateImage())
+	if !slices.Contains([]Pull{PullMissing, PullAlways, PullNever}, o.Pull) {
+		wrong("pull", "is %q, expected %s, %s or %s", o.Pull, PullMissing, PullAlways, PullNever)
+	}
+	errs = append(errs, o.TLS.validate(), o.validateImage(), o.validateContainer())
 	for _, n := range []struct {
 		name  string
 		value int64
@@ -183,6 +208,15 @@ func (o Options) Validate() error {
 			wrong(d.name, "is %s, expected at least 1s", d.value)
 		}
 	}
+	return errors.Join(errs...)
+}
+
+// validateContainer looks at what users add to the container.
+func (o Options) validateContainer() error {
+	var errs []error
+	wrong := func(field, format string, args ...any) {
+		errs = append(errs, fmt.Errorf("%s: %s", field, fmt.Sprintf(format, args...)))
+	}
 	for key := range o.ContainerLabels {
 		if key == "" || strings.HasPrefix(key, labelPrefix) {
 			wrong("container labels", "%q is not allowed: it is empty or begins with %s", key, labelPrefix)
@@ -193,23 +227,38 @@ func (o Options) Validate() error {
 			wrong("ulimits", "%q has soft %d and hard %d, expected a name and soft not above hard", u.Name, u.Soft, u.Hard)
 		}
 	}
+	for key := range o.Env {
+		if key == "" || strings.ContainsAny(key, "=\x00") || slices.Contains(ownEnv, key) {
+			wrong("env", "%q is not allowed: it is no name, or set by the provider", key)
+		}
+	}
+	for _, m := range o.Mounts {
+		parts := strings.Split(m, ":")
+		if len(parts) < 2 || len(parts) > 3 || !path.IsAbs(parts[0]) || !path.IsAbs(parts[1]) {
+			wrong("mounts", "is %q, expected /host/path:/path or /host/path:/path:ro", m)
+			continue
+		}
+		for _, own := range ownPaths {
+			if at := path.Clean(parts[1]); at == "/" || at == own || strings.HasPrefix(at, own+"/") {
+				wrong("mounts", "%q is not allowed: the provider has %s for itself", m, own)
+			}
+		}
+	}
 	return errors.Join(append(errs, validateArgs(o.ExtraArgs))...)
 }
 
 func (t TLS) validate() error {
-	set := 0
 	var errs []error
 	for _, f := range []string{t.CAFile, t.CertFile, t.KeyFile} {
 		if f == "" {
 			continue
 		}
-		set++
 		if _, err := os.Stat(f); err != nil {
 			errs = append(errs, fmt.Errorf("tls: %w", err))
 		}
 	}
-	if set != 0 && set != 3 {
-		errs = append(errs, errors.New("tls: expected all of CA, certificate and key, or none"))
+	if (t.CertFile == "") != (t.KeyFile == "") {
+		errs = append(errs, errors.New("tls: expected both a certificate and its key, or neither"))
 	}
 	return errors.Join(errs...)
 }
