@@ -1,0 +1,127 @@
+package provisioning
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"github.com/k3s-autoscaler/k3s-autoscaler/internal/lifecycle"
+)
+
+// Errors that the ports return, possibly wrapped. Every other error is taken
+// to be transient.
+var (
+	// ErrNotFound says that there is no such machine or Node object. When
+	// removing, it is success.
+	ErrNotFound = errors.New("not found")
+	// ErrNameTaken says that a machine of that name belongs to someone else.
+	ErrNameTaken = errors.New("machine name is taken by another owner")
+	// ErrImage says that the image is missing and can't be pulled.
+	ErrImage = errors.New("image is not available")
+	// ErrRefused says that the provider can't ever fulfil the claim as it is.
+	ErrRefused = errors.New("provider refuses the specification")
+)
+
+// Spec is the machine to be created.
+type Spec struct {
+	Cluster string
+	Pool    string
+	Name    string // of the node and the machine
+	ClaimID string
+	Epoch   string // identifies the log that the claim is recorded in
+	Node    lifecycle.Spec
+}
+
+// MachineState is the state of a machine.
+type MachineState string
+
+// States of a machine.
+const (
+	MachineCreated MachineState = "created" // exists, never started
+	MachineRunning MachineState = "running"
+	MachineExited  MachineState = "exited" // was started, runs no more
+)
+
+// Machine is what a provider knows of one machine of ours.
+type Machine struct {
+	Name      string
+	ID        string // the provider's own
+	Host      string
+	Image     string
+	Cluster   string
+	Pool      string
+	ClaimID   string
+	Epoch     string
+	State     MachineState
+	ExitCode  int // of an exited machine
+	CreatedAt time.Time
+}
+
+// Machines creates and removes the machines of one pool. Every method may be
+// called twice, from two processes, and again after a crash at any point.
+type Machines interface {
+	Creator
+	Remover
+	Inspector
+}
+
+// Creator creates machines.
+type Creator interface {
+	// Create makes the machine without starting it. One of the same cluster,
+	// claim and epoch is returned as it is; any other of that name is
+	// ErrNameTaken.
+	Create(ctx context.Context, s Spec) (Machine, error)
+	// Start starts a created machine; a running one is left as it is, one that
+	// has exited is not started again.
+	Start(ctx context.Context, name string) error
+}
+
+// Remover removes machines.
+type Remover interface {
+	// Stop stops a machine, gracefully at first; ErrNotFound when there is none.
+	Stop(ctx context.Context, name string) error
+	// Delete removes a machine and all that belongs to it alone, e.g. its
+	// volumes; ErrNotFound when there is none.
+	Delete(ctx context.Context, name string) error
+}
+
+// Inspector looks at machines.
+type Inspector interface {
+	// Get returns one machine of ours, or ErrNotFound.
+	Get(ctx context.Context, name string) (Machine, error)
+	// List returns our machines, in any state. Machines of other pools on the
+	// same host may be among them.
+	List(ctx context.Context) ([]Machine, error)
+	// Logs returns the end of a machine's output, at most maxBytes, with
+	// secrets removed; ErrNotFound when there is none.
+	Logs(ctx context.Context, name string, maxBytes int) (string, error)
+}
+
+// NodeObject is what the worker needs to know of a Node object.
+type NodeObject struct {
+	Name    string
+	UID     string
+	Pool    string // our labels, empty when the node is not ours
+	ClaimID string
+	Ready   bool
+}
+
+// Nodes reads and deletes the Node objects of one cluster.
+type Nodes interface {
+	// GetNode returns a Node object, ErrNotFound when there is none.
+	GetNode(ctx context.Context, name string) (NodeObject, error)
+	// ListNodes returns the Node objects that carry our claim label.
+	ListNodes(ctx context.Context) ([]NodeObject, error)
+	// DeleteNode deletes the Node object if it still has this UID; ErrNotFound
+	// when there is none.
+	DeleteNode(ctx context.Context, name, uid string) error
+	// DeleteNodePassword deletes the secret "<name>.node-password.k3s" with
+	// which k3s ties a node name to one machine; ErrNotFound when there is none.
+	DeleteNodePassword(ctx context.Context, name string) error
+}
+
+// Cluster is where the nodes of one cluster are made and removed.
+type Cluster struct {
+	Nodes Nodes
+	Pools map[string]Machines // by the name of the pool
+}
