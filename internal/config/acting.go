@@ -22,7 +22,7 @@ func (c *Config) CheckActing() error {
 				}
 			}
 			need("actor_kubeconfig", cl.ActorKubeconfig, "a kubeconfig that may cordon, evict and delete nodes")
-			need("server_url", cl.ServerURL, "where new agents find the server, e.g. https://k3s:6443")
+			need("server_url", cl.ServerURL, "the URL at which new agents find the server, e.g. https://k3s:6443")
 			need("token_file", cl.TokenFile, "the file with the token that agents join with")
 			break
 		}

@@ -148,16 +148,37 @@ func (d *decoder) note(path string, n ast.Node, key *token.Position) {
 	if key != nil {
 		d.where[path] = key
 	}
-	if n == nil || n.GetToken() == nil {
-		return
+	if pos := placeOf(n); pos != nil && (key == nil || !block(n)) {
+		d.where[path] = pos
 	}
+}
+
+// placeOf is where a value begins. The token of a mapping is its first ':', so
+// its first key stands for it.
+func placeOf(n ast.Node) *token.Position {
+	switch m := n.(type) {
+	case nil:
+		return nil
+	case *ast.MappingNode:
+		if len(m.Values) > 0 {
+			return m.Values[0].Key.GetToken().Position
+		}
+	case *ast.MappingValueNode:
+		return m.Key.GetToken().Position
+	}
+	if t := n.GetToken(); t != nil {
+		return t.Position
+	}
+	return nil
+}
+
+// block says that the key of a value is the better place for it.
+func block(n ast.Node) bool {
 	switch n.(type) {
 	case *ast.MappingNode, *ast.MappingValueNode, *ast.SequenceNode:
-		if key != nil {
-			return // the key is the better place: the token of a block is its first ':' or '-'
-		}
+		return true
 	}
-	d.where[path] = n.GetToken().Position
+	return false
 }
 
 var textType = reflect.TypeFor[encoding.TextUnmarshaler]()

@@ -102,8 +102,8 @@ func (d *decoder) syntax(data []byte) (body ast.Node, ok bool) {
 	docs := slices.DeleteFunc(slices.Clone(file.Docs), func(n *ast.DocumentNode) bool { return n.Body == nil })
 	if len(docs) > 1 {
 		p := Problem{File: d.file, Message: "holds more than one YAML document", Expected: "one"}
-		if t := docs[1].Body.GetToken(); t != nil {
-			p.Line, p.Column = t.Position.Line, t.Position.Column
+		if pos := placeOf(docs[1].Body); pos != nil {
+			p.Line, p.Column = pos.Line, pos.Column
 		}
 		d.add(p)
 		return nil, false

@@ -68,3 +68,150 @@ telemetry:
 	require.Regexp(t, `^c.yaml:6:17: clusters\[0\].token_file: file .*missing-token can't be read: no such file or directory, expected a readable file$`, got[2])
 	require.Regexp(t, `^c.yaml:23:15: policy.alert_rules\[0\].match\[0\]: is "alertname==", expected one matcher of Alertmanager`, got[10])
 }
+
+func TestEachMistakeIsNamed(t *testing.T) {
+	t.Parallel()
+	pool := func(s string) string {
+		return "clusters:\n  - name: home\n    kubeconfig: in-cluster\n    pools:\n      - name: w\n        provider: docker\n        max: 3\n        cpu: 1\n        memory: 1Gi\n" + s
+	}
+	cases := map[string]struct{ text, want string }{
+		"an empty file":                  {"", `c.yaml:1:1: clusters: is missing`},
+		"no clusters":                    {"clusters: []", `clusters: is an empty list`},
+		"not a list":                     {"clusters: 3", `c.yaml:1:11: clusters: is "3", expected a list`},
+		"not a mapping":                  {"clusters: [3]", `c.yaml:1:12: clusters[0]: is "3", expected a mapping`},
+		"an empty item":                  {"clusters: [~]", `clusters[0]: is empty`},
+		"the file is a list":             {"- a", `is a list, expected a mapping`},
+		"no YAML":                        {"a: [", `is no YAML`},
+		"two documents":                  {minimal + "---\n" + minimal, `c.yaml:6:1: holds more than one YAML document`},
+		"the same key twice":             {minimal + "bus: {in_flight: 1, in_flight: 2}", `bus.in_flight: the key stands here twice`},
+		"an empty required key":          {"clusters:\n  - name:\n    pools: []\n", `c.yaml:2:5: clusters[0].name: is empty`},
+		"a name with capitals":           {strings.Replace(minimal, "home", "Home", 1), `clusters[0].name: is "Home", expected a DNS label`},
+		"a pool name that is too long":   {strings.Replace(minimal, "sim,", strings.Repeat("s", 53)+",", 1), `at most 52 characters`},
+		"two clusters of a name":         {minimal + strings.TrimPrefix(minimal, "clusters:\n"), `cluster "home" stands here twice`},
+		"no kubeconfig":                  {strings.Replace(pool(""), "    kubeconfig: in-cluster\n", "", 1), `clusters[0].kubeconfig: is missing`},
+		"a label that is ours":           {pool("        labels: {k3s-autoscaler.dev/pool: x}"), `labels.k3s-autoscaler.dev/pool: the label is set by k3s-autoscaler itself`},
+		"a bad label key":                {pool("        labels: {'a b': x}"), `is no label key`},
+		"a bad label value":              {pool("        labels: {a: 'x y'}"), `is no label value`},
+		"a label that is a list":         {pool("        labels: {a: [b]}"), `labels.a: is a list, expected a text`},
+		"labels that are a list":         {pool("        labels: [a]"), `labels: is a list, expected a mapping of keys`},
+		"a bad taint":                    {pool("        taints: ['a=b:Never']"), `taints[0]: is "a=b:Never", expected a taint`},
+		"a taint without key":            {pool("        taints: [':NoSchedule']"), `expected a taint`},
+		"backoff initial over max":       {pool("        backoff: {initial: 1h}"), `backoff.initial: initial is 1h0m0s, longer than max (10m0s)`},
+		"a negative duration":            {pool("        claim_expiry: -1s"), `claim_expiry: is "-1s", expected a positive duration`},
+		"a threshold over 1":             {pool("        scale_down: {utilization_threshold: 50}"), `is 50, expected a number from 0 to 1`},
+		"a threshold that is no number":  {pool("        scale_down: {utilization_threshold: .nan}"), `expected a number from 0 to 1`},
+		"a count with a fraction":        {pool("        min: 1.5"), `min: is "1.5", expected a whole number, at least 0`},
+		"a block for another provider":   {strings.Replace(pool("        docker: {}"), "provider: docker", "provider: simulated", 1), `docker: settings of docker in a pool of provider "simulated"`},
+		"a docker host over http":        {pool("        docker: {host: 'http://x'}"), `docker.host: is "http://x"`},
+		"a relative mount":               {pool("        docker: {mounts: ['a:/b']}"), `docker.mounts[0]: is "a:/b"`},
+		"a token among the arguments":    {pool("        docker: {extra_args: ['--token=x']}"), `extra_args[0]: holds the join token`},
+		"a token in the environment":     {pool("        docker: {env: {K3S_TOKEN: x}}"), `env.K3S_TOKEN: holds the join token`},
+		"an unknown pull mode":           {pool("        docker: {pull: sometimes}"), `expected one of missing, always, never`},
+		"an unknown default cluster":     {minimal + "alerting: {default_cluster: hom}", `there is no cluster "hom" (did you mean "home"?)`},
+		"a rule of an unknown cluster":   {minimal + "policy: {alert_rules: [{name: a, match: ['a=\"b\"'], cluster: x, pool: sim, direction: up}]}", `alert_rules[0].cluster: there is no cluster "x"`},
+		"two rules of a name":            {minimal + "policy: {alert_rules: [{name: a, match: ['a=\"b\"'], pool: sim, direction: up}, {name: a, match: ['a=\"b\"'], pool: sim, direction: up}]}", `rule "a" stands here twice`},
+		"a rule without matchers":        {minimal + "policy: {alert_rules: [{name: a, match: [], pool: sim, direction: up}]}", `match: is an empty list`},
+		"a protected node with a slash":  {minimal + "policy: {protected_nodes: ['a/b']}", `protected_nodes[0]: is "a/b", expected the name of a node`},
+		"a window over its interval":     {minimal + "collector: {batch_window: 1m}", `batch_window: is 1m0s, longer than changed_every (10s)`},
+		"replicas of the embedded bus":   {minimal + "bus: {replicas: 3}", `bus.replicas: is 3, but the embedded server is alone`},
+		"both buses":                     {minimal + "bus: {url: 'nats://x:4222', embedded: {dir: x}}", `bus.embedded: stands beside bus.url`},
+		"credentials without url":        {minimal + "bus: {tls: {}}", `bus.tls: is for an external NATS cluster`},
+		"an url of something else":       {minimal + "bus: {url: 'redis://x'}", `bus.url: is "redis://x"`},
+		"an address without port":        {minimal + "api: {listen: localhost}", `api.listen: is "localhost", expected an address`},
+		"a bad embedded address":         {minimal + "bus: {embedded: {listen: x}}", `bus.embedded.listen: is "x"`},
+		"a sync that is neither":         {minimal + "bus: {embedded: {sync: sometimes}}", `expected "always" or a positive duration`},
+		"a token file that is a folder":  {minimal + "api: {token_files: [.]}", `is a folder, expected a readable file`},
+		"an inline secret":               {minimal + "api: {tokens: [x]}", `api.tokens: unknown key`},
+		"a body limit of nothing":        {minimal + "api: {limits: {body_bytes: 1}}", `body_bytes: is 1, expected a single value, at least 1024`},
+		"a missing variable":             {minimal + "telemetry: {log_level: '${env:NOT_SET_ANYWHERE_1}'}", `environment variable NOT_SET_ANYWHERE_1 is not set`},
+		"an unknown kind of reference":   {minimal + "telemetry: {log_level: '${vault:x}'}", `is neither ${env:NAME} nor ${file:path}`},
+		"an open reference":              {minimal + "telemetry: {log_level: '${env:x'}", `has no closing brace`},
+		"a missing referenced file":      {minimal + "telemetry: {log_level: '${file:nope}'}", `read referenced file`},
+		"a merge of nothing":             {minimal + "bus: {<<: 3}", `bus: << merges nothing`},
+		"an alias of nothing":            {"clusters: *nowhere", `clusters`},
+		"a key that resembles no other":  {minimal + "zzzzzzzz: 1", `c.yaml:5:1: zzzzzzzz: unknown key`},
+		"a server url that has no host":  {strings.Replace(minimal, "pools", "server_url: 'https://'\n    pools", 1), `server_url: is "https://"`},
+		"an empty server name, a list":   {strings.Replace(minimal, "pools", "server_url: [a]\n    pools", 1), `server_url: is a list, expected a text`},
+		"a text of several lines as cpu": {pool("        cpu: |\n          lots\n"), `clusters[0].pools[0].cpu`},
+	}
+	for name, c := range cases {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			require.Contains(t, strings.Join(all(t, c.text), "\n"), c.want)
+		})
+	}
+}
+
+func TestCredentialsInTheURLOfTheBusAreRefusedAndNotRepeated(t *testing.T) {
+	t.Parallel()
+	_, err := Parse("c.yaml", []byte(minimal+"bus: {url: 'nats://me:hidden@x:4222'}"), t.TempDir())
+	var errs *Errors
+	require.ErrorAs(t, err, &errs)
+	require.Len(t, errs.Problems, 1)
+	require.Equal(t, "holds credentials", errs.Problems[0].Message)
+	require.NotContains(t, errs.Error()+errs.Problems[0].Value, "hidden")
+	require.NotZero(t, errs.Problems[0].Line)
+	require.Equal(t, "bus.url", errs.Event().Problems[0].Key)
+	require.NoError(t, errs.Event().Validate())
+}
+
+func TestAFileThatCannotBeReadIsAProblemToo(t *testing.T) {
+	t.Parallel()
+	_, err := Load("testdata/missing.yaml")
+	require.EqualError(t, err, "testdata/missing.yaml: can't be read: no such file or directory")
+	_, err = Parse("c.yaml", make([]byte, maxFile+1), "")
+	require.ErrorContains(t, err, "larger than 1 MiB")
+}
+
+func TestAliasesDoNotUnfoldWithoutEnd(t *testing.T) {
+	t.Parallel()
+	many := func(alias string) string { return strings.TrimSuffix(strings.Repeat("*"+alias+", ", 300), ", ") }
+	text := "x: &t [" + strings.TrimSuffix(strings.Repeat("'a=b:NoSchedule', ", 300), ", ") + "]\n" +
+		"y: &p {name: w, provider: simulated, max: 1, cpu: 1, memory: 1Gi, taints: *t}\n" +
+		"z: &c {name: home, pools: [" + many("p") + "]}\n" +
+		"clusters: [" + many("c") + "]\n"
+	require.Contains(t, strings.Join(all(t, text), "\n"), "unfolds to more than 100,000 values")
+	require.NotEmpty(t, all(t, "clusters: &a [*a]\n"), "an alias of itself ends")
+	require.NotEmpty(t, all(t, "clusters: &a\n  - <<: *a\n"))
+}
+
+func TestActingNeedsCredentialsThatADryRunDoesNot(t *testing.T) {
+	t.Parallel()
+	c, err := Parse("c.yaml", []byte("clusters:\n  - name: home\n    kubeconfig: in-cluster\n    pools:\n      - {name: w, provider: docker, max: 3, cpu: 1, memory: 1Gi}\n"), t.TempDir())
+	require.NoError(t, err, "enough for a dry run")
+	var errs *Errors
+	require.ErrorAs(t, c.CheckActing(), &errs)
+	require.Len(t, errs.Problems, 3)
+	require.Contains(t, errs.Error(), "c.yaml:2:5: clusters[0].actor_kubeconfig: is missing")
+	require.Contains(t, errs.Error(), "clusters[0].token_file: is missing")
+	require.Contains(t, errs.Error(), "or run with --dry-run")
+
+	c, err = Parse("c.yaml", []byte(minimal), t.TempDir())
+	require.NoError(t, err)
+	require.NoError(t, c.CheckActing(), "the simulated provider needs nothing")
+}
+
+func TestWarningsNameWhatDeservesASecondLook(t *testing.T) {
+	t.Parallel()
+	c, err := Parse("c.yaml", []byte(`clusters:
+  - name: home
+    kubeconfig: in-cluster
+    pools:
+      - {name: w, provider: docker, max: 0, cpu: 1, memory: 1Gi, labels: {node-role.kubernetes.io/worker: "", node.kubernetes.io/x: y, topology.kubernetes.io/zone: a, example.com/a: b, plain: c}, docker: {host: "tcp://x:2375"}}
+bus: {embedded: {sync: 2m}}
+api: {listen: ":8080"}
+`), t.TempDir())
+	require.NoError(t, err)
+	var got []string
+	for _, w := range c.Warnings() {
+		got = append(got, w.Key)
+	}
+	require.ElementsMatch(t, []string{
+		"api.token_files", "api.listen", "bus.embedded.sync", "clusters[0].pools[0].docker.host",
+		"clusters[0].pools[0].max", "clusters[0].pools[0].labels.node-role.kubernetes.io/worker",
+	}, got)
+
+	c, err = Load("testdata/full.yaml")
+	require.NoError(t, err)
+	require.Empty(t, c.Warnings())
+}

@@ -26,12 +26,6 @@ func Schema() ([]byte, error) {
 		DoNotReference: true,
 		Anonymous:      true,
 		Mapper:         mapType,
-		LookupComment: func(t reflect.Type, field string) string {
-			if f, ok := t.FieldByName(field); ok {
-				return f.Tag.Get("doc")
-			}
-			return ""
-		},
 	}
 	s := r.Reflect(&Config{})
 	s.ID = SchemaID
@@ -83,6 +77,7 @@ func refine(t reflect.Type, s *jsonschema.Schema) error {
 		if !ok {
 			return fmt.Errorf("schema: %s.%s has no property", t.Name(), f.Name)
 		}
+		p.Description = f.Tag.Get("doc")
 		if f.Tag.Get("required") == "true" {
 			s.Required = append(s.Required, name)
 		}
