@@ -1,0 +1,326 @@
+package scaling
+
+import (
+	"fmt"
+	"slices"
+	"time"
+)
+
+// scaleDown removes nodes for requests, alerts and low utilisation, in this
+// order, the newest first. All of them need room elsewhere for every pod that
+// has to move, together with those of all other nodes that leave.
+func (e *evaluation) scaleDown() {
+	if g := e.notForRemoval(); g != nil {
+		for _, p := range e.pools {
+			if p.known {
+				p.guard(*g)
+				p.hold(g.code, g.Message)
+				p.rules = append(p.rules, Rule{Rule: RuleUtilization, Kind: RuleUtilization, Verdict: Unknown, Message: g.Message})
+			}
+		}
+		for _, r := range slices.Clone(e.s.Requests) {
+			if _, wants := e.wantsFewer(r); wants {
+				e.defer_(r, Reason{g.code, g.Message})
+			}
+		}
+		return
+	}
+	e.trust()
+	all := e.candidates()
+	for _, r := range slices.Clone(e.s.Requests) {
+		if r.Action == ActionDown || r.Action == ActionTo {
+			e.downRequest(r, all)
+		}
+	}
+	for _, p := range e.pools {
+		if p.known {
+			e.downAlerts(p, all)
+		}
+	}
+	unneeded := e.unneeded(all)
+	for _, p := range e.pools {
+		if p.known {
+			e.shrink(p, unneeded[p.Name])
+		}
+	}
+}
+
+// trust notes that the data counts. After a gap nobody knows whether a node
+// stayed unneeded or what was needed: those clocks start again.
+func (e *evaluation) trust() {
+	if !e.s.TrustedAt.IsZero() && e.now.Sub(e.s.TrustedAt) > e.policy.StaleAfter {
+		clear(e.s.Unneeded)
+		for _, p := range e.pools {
+			p.st.Needs = nil
+		}
+	}
+	e.s.TrustedAt = e.now
+}
+
+// wantsFewer returns how many nodes a request wants to go, and whether it is
+// such a request at all.
+func (e *evaluation) wantsFewer(r Request) (int, bool) {
+	p := e.pool(r.Pool)
+	switch {
+	case r.Action == ActionDown:
+		return r.Count, true
+	case r.Action == ActionTo && p.known:
+		n := p.size - min(max(r.Count, p.Min), p.Max)
+		return n, n > 0
+	}
+	return 0, false
+}
+
+// downRequest serves a request for fewer nodes. What min forbids is refused at
+// once; what is merely held waits until the request expires.
+func (e *evaluation) downRequest(r Request, all []candidate) {
+	p := e.pool(r.Pool)
+	want, ok := e.wantsFewer(r)
+	switch {
+	case !ok || slices.Contains(p.deferred, r.ID):
+		return
+	case !p.known:
+		e.refuse(r, CodeUnknownPool, "the policy has no pool of this name")
+		return
+	case p.size <= p.Min:
+		p.guard(p.minGuard())
+		e.refuse(r, CodeAtMin, "pool %s has %d nodes, its minimum is %d", p.Name, p.size, p.Min)
+		return
+	}
+	p.input(r.ID)
+	if g := e.downGuard(p, RuleRequest, r.Override); g != nil {
+		p.guard(*g)
+		e.defer_(r, Reason{g.code, g.Message})
+		return
+	}
+	got, why := e.take(p, all, min(want, p.size-p.Min), r)
+	left := want - got
+	switch {
+	case left == 0:
+		e.answer(r, r.because())
+	case p.size <= p.Min:
+		p.guard(p.minGuard())
+		p.overruled = append(p.overruled, Reason{CodeAtMin, fmt.Sprintf("%s by %s: %d went, min %d keeps the rest", r.describe(), r.Actor, got, p.Min)})
+		e.answer(r, r.because())
+	default:
+		for i := range e.s.Requests {
+			if e.s.Requests[i].ID == r.ID && r.Action == ActionDown {
+				e.s.Requests[i].Count = left
+			}
+		}
+		e.defer_(r, Reason{why.code, why.Message})
+	}
+}
+
+// take removes up to n nodes of the pool for a request or, with a zero one, for
+// an alert: newest first, utilisation aside. The guard says what was in the
+// way of more.
+func (e *evaluation) take(p *poolRun, all []candidate, n int, r Request) (int, Guard) {
+	why := r.because()
+	if r.ID == "" {
+		why = Reason{CodeAlert, r.Reason}
+	}
+	stop := Guard{Guard: "removable", code: CodeNoRemovableNode, Message: fmt.Sprintf("no other node of pool %s can be removed", p.Name),
+		Lifts: "when what blocks its nodes is gone"}
+	got := 0
+	for _, c := range all {
+		if c.p != p || c.n.leaves {
+			continue
+		}
+		switch {
+		case got == n:
+			return got, stop
+		case e.belowMin(p, c.n):
+			return got, p.minGuard()
+		case p.leaving >= p.maxRemovals() && !r.Override:
+			return got, p.removalsGuard()
+		}
+		if g := e.tooYoung(c.n, p); g != nil && !r.Override {
+			p.guard(*g)
+			stop = *g
+			continue
+		}
+		if bs := e.blockers(c.n, true); len(bs) > 0 {
+			p.rejected = append(p.rejected, bs...)
+			continue
+		}
+		if left := e.rehome(c.n, e.world.targets(kindReady)); left != nil {
+			p.rejected = append(p.rejected, left.rejects(c.n))
+			continue
+		}
+		if e.remove(c.n, p, why, r) {
+			got++
+		}
+	}
+	return got, stop
+}
+
+func (l *leftover) rejects(n *simNode) Alternative {
+	return Alternative{Subject: "node " + n.name, Reason: Reason{l.code, fmt.Sprintf("pod %s has to move: %s", l.pod.Ref(), l.message)}, Fix: l.fix}
+}
+
+// downAlerts removes nodes while an alert asks for it: without waiting for low
+// utilisation or an unneeded time, but only nodes whose pods fit elsewhere. The
+// largest amount of the firing rules is how many may leave at a time.
+func (e *evaluation) downAlerts(p *poolRun, all []candidate) {
+	amount, text := 0, ""
+	for _, r := range e.policy.rules() {
+		if r.Pool != p.Name || r.Direction != Down {
+			continue
+		}
+		alerts, _ := e.firing(r)
+		if len(alerts) == 0 {
+			continue
+		}
+		for _, a := range alerts {
+			p.input(a.EventID)
+		}
+		if r.Amount > amount {
+			amount, text = r.Amount, fmt.Sprintf("alert rule %s: %s fires, %d alerts", r.Name, alerts[0].Labels["alertname"], len(alerts))
+		}
+	}
+	if amount == 0 {
+		return
+	}
+	why := Reason{CodeAlert, text}
+	if g := e.downGuard(p, RuleAlert, false); g != nil {
+		p.held(g, why)
+		return
+	}
+	room := min(amount, p.maxRemovals()) - p.leaving
+	if room <= 0 {
+		g := p.removalsGuard()
+		p.held(&g, why)
+		return
+	}
+	if got, stop := e.take(p, all, room, Request{Reason: text}); got == 0 {
+		p.held(&stop, why)
+	}
+}
+
+// unneeded finds the nodes that nobody needs: low utilisation, nothing that
+// blocks their removal, and room elsewhere for the pods of all of them
+// together. Since when is kept in the state; a node that is needed again
+// loses it.
+func (e *evaluation) unneeded(all []candidate) map[string][]candidate {
+	out := map[string][]candidate{}
+	keep := map[string]time.Time{}
+	for _, c := range all {
+		if c.n.leaves {
+			continue
+		}
+		threshold := int64(c.p.UtilizationThreshold*1000 + 0.5)
+		rule := Rule{Rule: "utilization of " + c.n.name, Kind: RuleUtilization, Value: percent(c.share), Threshold: percent(threshold), Verdict: None}
+		if c.share >= threshold {
+			c.p.rule(rule)
+			c.p.rejected = append(c.p.rejected, Alternative{Subject: "node " + c.n.name, quiet: true,
+				Reason: Reason{"Utilized", fmt.Sprintf("uses %s of %s", percent(c.share), percent(threshold))}, Fix: "its pods would have to ask for less"})
+			continue
+		}
+		if bs := e.blockers(c.n, true); len(bs) > 0 {
+			c.p.rejected = append(c.p.rejected, bs...)
+			rule.Message = "is not removable: " + bs[0].Reason.Message
+			c.p.rule(rule)
+			continue
+		}
+		if left := e.rehome(c.n, e.world.targets(kindReady)); left != nil {
+			c.p.rejected = append(c.p.rejected, left.rejects(c.n))
+			rule.Message = "its pods don't fit elsewhere: " + left.pod.Ref()
+			c.p.rule(rule)
+			continue
+		}
+		// It is not a place for the pods of those that come after it.
+		c.n.kind = kindIdle
+		rule.Verdict, rule.Delta = Down, -1
+		c.p.rule(rule)
+		since, ok := e.s.Unneeded[c.n.name]
+		if !ok {
+			since = e.now
+		}
+		keep[c.n.name] = since
+		out[c.p.Name] = append(out[c.p.Name], c)
+	}
+	e.s.Unneeded = keep
+	return out
+}
+
+// rule notes a rule about a node, as long as there are not too many of them.
+func (p *poolRun) rule(r Rule) {
+	if len(p.rules) < maxNamed {
+		p.rules = append(p.rules, r)
+	}
+}
+
+// shrink removes unneeded nodes of a pool as far as its guards allow.
+func (e *evaluation) shrink(p *poolRun, unneeded []candidate) {
+	need := p.size - len(unneeded)
+	if p.proposed || p.upAlert || p.upOpen {
+		need = p.size // somebody wants more: all that is there is needed
+	}
+	highest := p.needed(e.now, need)
+	if len(unneeded) == 0 {
+		return
+	}
+	why := Reason{CodeUnneeded, fmt.Sprintf("%d nodes of pool %s are below %s of their capacity and their pods fit elsewhere", len(unneeded), p.Name,
+		percent(int64(p.UtilizationThreshold*1000+0.5)))}
+	if g := e.downGuard(p, RuleUtilization, false); g != nil {
+		p.held(g, why)
+		return
+	}
+	got := 0
+	var last *Guard
+	for _, c := range unneeded {
+		if g := e.shrinkGuard(p, c, highest); g != nil {
+			p.guard(*g)
+			last = g
+			continue
+		}
+		reason := Reason{CodeUnneeded, fmt.Sprintf("node %s uses %s of its capacity, is unneeded since %s, and its pods fit elsewhere", c.n.name,
+			percent(c.share), e.s.Unneeded[c.n.name].Format(time.RFC3339))}
+		p.trigger(e.s.Unneeded[c.n.name])
+		if e.remove(c.n, p, reason, Request{}) {
+			got++
+		}
+	}
+	if got == 0 && last != nil {
+		p.held(last, why)
+	}
+}
+
+// shrinkGuard is what keeps one unneeded node, or nil.
+func (e *evaluation) shrinkGuard(p *poolRun, c candidate, highest int) *Guard {
+	if g := e.cooling("unneeded_time", e.s.Unneeded[c.n.name], p.Unneeded, "node "+c.n.name+" became unneeded"); g != nil {
+		g.code, g.Value = CodeUnneededTime, c.n.name
+		return g
+	}
+	if g := e.tooYoung(c.n, p); g != nil {
+		return g
+	}
+	if e.belowMin(p, c.n) || p.size <= p.Min {
+		g := p.minGuard()
+		return &g
+	}
+	if p.leaving >= p.maxRemovals() {
+		g := p.removalsGuard()
+		return &g
+	}
+	if p.size <= highest {
+		return &Guard{Guard: "stabilization", code: CodeStabilizing, Value: fmt.Sprint(highest), Until: p.st.Needs[0].At.Add(p.Stabilization),
+			Message: fmt.Sprintf("pool %s needed %d nodes within the last %s", p.Name, highest, p.Stabilization), Lifts: "by itself"}
+	}
+	return nil
+}
+
+// needed notes how many nodes the pool needs now and returns the highest need
+// of the stabilization window (as the horizontal pod autoscaler does for
+// scale-down). At the first look the need is what is there.
+func (p *poolRun) needed(now time.Time, n int) int {
+	if len(p.st.Needs) == 0 {
+		n = max(n, p.size)
+	}
+	p.st.Needs = slices.DeleteFunc(slices.Clone(p.st.Needs), func(o Need) bool {
+		return !o.At.After(now.Add(-p.Stabilization)) || o.Nodes <= n
+	})
+	p.st.Needs = append(p.st.Needs, Need{At: now, Nodes: n})
+	return p.st.Needs[0].Nodes
+}

@@ -1,0 +1,212 @@
+package scaling
+
+import (
+	"fmt"
+	"slices"
+	"time"
+)
+
+// requiredKinds are the kinds of object without which the size of a pool and
+// what is on its way are unknown: nothing at all is decided.
+var requiredKinds = []string{KindNode, KindRecord}
+
+// removalKinds are those that a removal needs in addition.
+var removalKinds = []string{KindNode, KindRecord, KindPod, KindBudget, KindDaemonSet}
+
+// evaluation is one call of Evaluate: the state in the making, the simulated
+// cluster, and what is said of each pool.
+type evaluation struct {
+	now    time.Time
+	policy Policy
+	obs    Observation
+	seed   Seed
+	s      State
+	pools  []*poolRun // by name
+	world  *world
+	orders int // drains and cancels so far, for their order
+
+	claims  []Claim
+	drains  []Order
+	cancels []Order
+	pending int
+	unready *Guard // too many nodes are unready
+}
+
+// poolRun is what an evaluation gathers about one pool.
+type poolRun struct {
+	Pool
+	known    bool // the policy has it
+	st       PoolState
+	template *simNode
+
+	size     int // nodes that stay, claims in flight included
+	physical int // all nodes, leaving ones and those without a record included
+	ready    int // Ready ones that stay
+	leaving  int // those on their way out
+	inFlight int // claims that are not Ready yet
+	before   int // size when the evaluation began
+
+	added     []string
+	removed   []string
+	restored  []string
+	upReason  []Reason // why nodes are added or restored, the weightiest first
+	downs     []Reason
+	holds     []Reason // what holds the pool, the weightiest first
+	rules     []Rule
+	guards    []Guard
+	rejected  []Alternative
+	overruled []Reason
+	would     []string
+	pods      []string
+	inputs    []string
+	answered  []string // requests that this evaluation served or refused
+	deferred  []string
+	actor     string
+	since     time.Time // when the need arose
+	proposed  bool      // a pod, alert, minimum or request wanted more nodes
+	upAlert   bool      // an alert that asks for nodes fires
+	upOpen    bool      // a request for more nodes waits
+}
+
+// Evaluate derives what to do now. It leaves s and o as they are. Each pool of
+// the policy gets exactly one decision, and so does every other pool, or no
+// pool (""), that a request names.
+func Evaluate(now time.Time, p Policy, s State, o Observation, seed Seed) Result {
+	e := &evaluation{policy: p, obs: o, seed: seed, s: s.clone()}
+	e.now = s.advance(now)
+	e.s.Now = e.now
+	for _, pool := range p.pools() {
+		e.pools = append(e.pools, &poolRun{Pool: pool, known: true, st: e.s.Pools[pool.Name]})
+	}
+	e.expire()
+	switch problem := e.unobservable(); {
+	case len(p.Pools) == 0: // no policy yet: inputs are folded, nothing is judged
+		return Result{State: e.s}
+	case problem != "":
+		e.holdAll(problem)
+	default:
+		e.world = newWorld(e.obs, e.s)
+		e.reconcile()
+		e.measure()
+		e.nodeRequests()
+		e.scaleUp()
+		e.scaleDown()
+	}
+	return e.conclude()
+}
+
+// unobservable says why the observation can't be judged at all, or "".
+func (e *evaluation) unobservable() string {
+	if !e.obs.Known {
+		if e.obs.Problem != "" {
+			return e.obs.Problem
+		}
+		return "no full snapshot of the cluster has arrived yet"
+	}
+	for _, kind := range requiredKinds {
+		if _, ok := e.obs.Freshness[kind]; !ok {
+			return fmt.Sprintf("the snapshot holds no objects of kind %s: they are unknown", kind)
+		}
+	}
+	return ""
+}
+
+// holdAll holds every pool on account of missing data.
+func (e *evaluation) holdAll(problem string) {
+	for _, r := range e.s.Requests {
+		e.defer_(r, Reason{CodeStaleSnapshot, problem})
+	}
+	for _, p := range e.pools {
+		p.size = len(e.claimsOf(p.Name))
+		p.before, p.inFlight = p.size, p.size
+		p.hold(CodeStaleSnapshot, problem)
+		p.guard(Guard{Guard: "stale_data", Message: problem, Lifts: "with the next full snapshot"})
+		for _, kind := range []string{RuleUnschedulable, RuleUtilization} {
+			p.rules = append(p.rules, Rule{Rule: kind, Kind: kind, Verdict: Unknown, Message: problem})
+		}
+	}
+}
+
+func (e *evaluation) claimsOf(pool string) []Claim {
+	var out []Claim
+	for _, c := range e.s.Claims {
+		if c.Pool == pool {
+			out = append(out, c)
+		}
+	}
+	slices.SortFunc(out, func(a, b Claim) int { return cmpString(a.Node, b.Node) })
+	return out
+}
+
+// expire drops what is over by itself: alerts, pauses, requests.
+func (e *evaluation) expire() {
+	rules := e.policy.rules()
+	for fp, a := range e.s.Alerts {
+		if !a.ExpiresAt.After(e.now) || len(e.policy.Pools) > 0 && !anyMatches(rules, a.Labels) {
+			// An alert that no rule knows is not kept: should a rule come to
+			// know it, the next repeat brings it back.
+			delete(e.s.Alerts, fp)
+		}
+	}
+	for pool, p := range e.s.Pauses {
+		if !p.Until.IsZero() && !p.Until.After(e.now) {
+			delete(e.s.Pauses, pool)
+		}
+	}
+	keep := e.s.Requests[:0]
+	for _, r := range e.s.Requests {
+		if r.ExpiresAt.After(e.now) {
+			keep = append(keep, r)
+			continue
+		}
+		if len(e.policy.Pools) > 0 {
+			e.answer(r, Reason{CodeRequestExpired, fmt.Sprintf("%s by %s expired at %s before it could come to pass",
+				r.describe(), r.Actor, r.ExpiresAt.Format(time.RFC3339))})
+		}
+	}
+	e.s.Requests = keep
+}
+
+func anyMatches(rules []AlertRule, labels map[string]string) bool {
+	for _, r := range rules {
+		if ok, _ := r.matches(labels); ok {
+			return true
+		}
+	}
+	return false
+}
+
+// pool returns the run of a pool; one that the policy does not have gets an
+// empty one with the defaults of the configuration's deadlines.
+func (e *evaluation) pool(name string) *poolRun {
+	i, ok := slices.BinarySearchFunc(e.pools, name, func(p *poolRun, n string) int { return cmpString(p.Name, n) })
+	if !ok {
+		p := &poolRun{Pool: Pool{Name: name, ClaimExpiry: time.Minute, DrainDeadline: 2 * time.Minute}}
+		e.pools = slices.Insert(e.pools, i, p)
+		return p
+	}
+	return e.pools[i]
+}
+
+func (p *poolRun) hold(code, message string) { p.holds = append(p.holds, Reason{code, message}) }
+
+// guard notes a guard once.
+func (p *poolRun) guard(g Guard) {
+	if !slices.ContainsFunc(p.guards, func(o Guard) bool { return o.Guard == g.Guard && o.Value == g.Value }) {
+		p.guards = append(p.guards, g)
+	}
+}
+
+func (p *poolRun) input(ids ...string) {
+	for _, id := range ids {
+		if id != "" && !slices.Contains(p.inputs, id) {
+			p.inputs = append(p.inputs, id)
+		}
+	}
+}
+
+func (p *poolRun) trigger(at time.Time) {
+	if !at.IsZero() && (p.since.IsZero() || at.Before(p.since)) {
+		p.since = at
+	}
+}

@@ -1,0 +1,182 @@
+package scaling
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+)
+
+// weight orders what holds a pool by how much a reader wants to know it: what
+// a person waits for, then what keeps nodes from being added, then what keeps
+// them from going.
+var weight = []string{
+	CodeStaleSnapshot, CodeUnknownPool, CodeRequestRefused, CodeRequestExpired, CodeRequestDeferred, CodeTooManyUnready,
+	CodePaused, CodeBackoff, CodeAtMax, CodeNoPoolFits, CodeCooldown, CodeClaimsInFlight, CodeRemovalsInFlight,
+	CodeAlert, CodeStartupGrace, CodeStabilizing, CodeUnneededTime, CodeMinLifetime, CodeAtMin, CodeNoRemovableNode, CodeSteady,
+}
+
+func rank(code string) int {
+	if i := slices.Index(weight, code); i >= 0 {
+		return i
+	}
+	return len(weight)
+}
+
+// conclude turns what was gathered into one decision a pool.
+func (e *evaluation) conclude() Result {
+	pools := map[string]PoolState{}
+	res := Result{Claims: e.claims, Drains: e.drains, Cancels: e.cancels, PendingPods: e.pending}
+	for _, p := range e.pools {
+		if !p.known && len(p.answered)+len(p.deferred) == 0 && len(p.restored) == 0 {
+			continue
+		}
+		d := e.decide(p)
+		fingerprint := d.fingerprint(p.deferred)
+		d.Changed = d.Verdict != Held || len(p.answered) > 0 || fingerprint != p.st.Verdict
+		p.st.Verdict = fingerprint
+		res.Decisions = append(res.Decisions, d)
+		if p.known {
+			pools[p.Name] = p.st
+			res.Pools = append(res.Pools, PoolSize{Pool: p.Name, Nodes: max(p.physical, p.size), Ready: p.ready})
+		}
+	}
+	e.s.Pools = pools
+	res.State = e.s
+	return res
+}
+
+// decide puts the verdict on a pool together. Up beats down beats held; what
+// was beaten stays as overruled.
+func (e *evaluation) decide(p *poolRun) Decision {
+	d := Decision{ID: e.decisionID(p), Pool: p.Name, Size: p.before, Min: p.Min, Max: p.Max, Rules: p.rules,
+		Guards: p.guards, Rejected: dedupe(p.rejected), Overruled: p.overruled, WouldChange: p.would,
+		Pods: p.pods, Inputs: p.inputs, Requests: slices.Concat(p.answered, p.deferred), Actor: p.actor, TriggerSince: p.since}
+	for i := range d.Rules {
+		if d.Rules[i].Kind == RuleUnschedulable && d.Rules[i].Verdict == Up {
+			d.PodCount = len(p.pods)
+			if n := e.podsOn(p); n > d.PodCount {
+				d.PodCount = n
+			}
+		}
+	}
+	slices.SortStableFunc(p.holds, func(a, b Reason) int { return rank(a.Code) - rank(b.Code) })
+	switch {
+	case len(p.added)+len(p.restored) > 0:
+		d.Verdict, d.Delta = Up, len(p.added)+len(p.restored)
+		d.Nodes = slices.Concat(p.restored, p.added)
+		d.Reason = e.upReason(p)
+		d.Overruled = append(d.Overruled, p.holds...)
+		d.Overruled = append(d.Overruled, p.downs...) // a person's removal beside it
+	case len(p.removed) > 0:
+		d.Verdict, d.Delta, d.Nodes = Down, -len(p.removed), p.removed
+		d.Reason = combine(p.downs)
+		d.Overruled = append(d.Overruled, p.holds...)
+	case len(p.holds) > 0:
+		d.Verdict, d.Reason = Held, p.holds[0]
+	case len(p.answered) > 0:
+		d.Verdict, d.Reason = Held, Reason{CodeRequest, lastMessage(p.rules)}
+	case p.inFlight > 0:
+		d.Verdict, d.Reason = Held, Reason{CodeClaimsInFlight, fmt.Sprintf("%d new nodes are on their way", p.inFlight)}
+	case p.leaving > 0:
+		d.Verdict, d.Reason = Held, Reason{CodeRemovalsInFlight, fmt.Sprintf("%d nodes are leaving", p.leaving)}
+	default:
+		d.Verdict, d.Reason = Held, Reason{CodeSteady, "nothing asks for more nodes and none is unneeded"}
+	}
+	if slices.ContainsFunc(d.Rejected, func(a Alternative) bool { return !a.quiet }) && d.Verdict == Held && d.Reason.Code == CodeSteady {
+		d.Reason = Reason{CodeNoRemovableNode, "nothing asks for more nodes, and the unneeded ones are not removable"}
+	}
+	d.Overruled = compact(d.Overruled)
+	d.WouldChange = compact(d.WouldChange)
+	d.Rejected = d.Rejected[:min(len(d.Rejected), maxNamed)]
+	d.Inputs = d.Inputs[:min(len(d.Inputs), maxNamed)]
+	return d
+}
+
+// podsOn counts the pods on the nodes that are new in this evaluation.
+func (e *evaluation) podsOn(p *poolRun) int {
+	n := 0
+	for _, name := range p.added {
+		if node := e.world.nodes[name]; node != nil {
+			n += len(node.coming)
+		}
+	}
+	return n
+}
+
+func (e *evaluation) upReason(p *poolRun) Reason {
+	r := combine(p.upReason)
+	if slices.ContainsFunc(p.upReason, func(r Reason) bool { return r.Code == CodeUnschedulablePods }) {
+		r.Message = fmt.Sprintf("%d pods need %d nodes: %s", e.podsOn(p), len(p.added)+len(p.restored), r.Message)
+	}
+	return r
+}
+
+// combine makes one reason of several: the code of the first, the sentences of all.
+func combine(rs []Reason) Reason {
+	out := rs[0]
+	texts := make([]string, 0, len(rs))
+	for _, r := range rs {
+		if !slices.Contains(texts, r.Message) {
+			texts = append(texts, r.Message)
+		}
+	}
+	out.Message = strings.Join(texts[:min(len(texts), 10)], "; ")
+	return out
+}
+
+func lastMessage(rules []Rule) string {
+	for _, r := range slices.Backward(rules) {
+		if r.Kind == RuleRequest {
+			return r.Message
+		}
+	}
+	return "a request was served"
+}
+
+// fingerprint is what has to differ for a held verdict to be worth saying
+// again: the code, the guards, the candidates that were turned down, the
+// requests that wait; not the numbers in the sentences.
+func (d Decision) fingerprint(deferred []string) string {
+	parts := []string{d.Verdict, d.Reason.Code}
+	if d.Verdict != Held {
+		parts = append(parts, d.ID)
+	}
+	var rest []string
+	for _, g := range d.Guards {
+		rest = append(rest, "guard "+g.Guard)
+	}
+	for _, a := range d.Rejected {
+		if !a.quiet {
+			rest = append(rest, a.Subject+" "+a.Reason.Code)
+		}
+	}
+	for _, id := range deferred {
+		rest = append(rest, "waits "+id)
+	}
+	slices.Sort(rest)
+	sum := hash(strings.Join(slices.Compact(rest), "\n"))
+	return strings.Join(append(parts, sum), " ")
+}
+
+func dedupe(as []Alternative) []Alternative {
+	seen := map[string]bool{}
+	out := make([]Alternative, 0, len(as))
+	for _, a := range as {
+		key := a.Subject + "\x00" + a.Reason.Code + "\x00" + a.Reason.Message
+		if !seen[key] {
+			seen[key] = true
+			out = append(out, a)
+		}
+	}
+	return out
+}
+
+func compact[T comparable](in []T) []T {
+	var out []T
+	for _, v := range in {
+		if !slices.Contains(out, v) {
+			out = append(out, v)
+		}
+	}
+	return out
+}

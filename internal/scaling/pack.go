@@ -1,0 +1,213 @@
+package scaling
+
+import (
+	"cmp"
+	"fmt"
+	"maps"
+	"slices"
+)
+
+func sortedKeys[V any](m map[string]V) []string { return slices.Sorted(maps.Keys(m)) }
+
+// option is what a pool would do for the pods that are left.
+type option struct {
+	pool  *poolRun
+	nodes int
+	pods  int
+	waste int64 // thousandths of the new nodes that stay empty, cpu and memory averaged
+}
+
+// better orders options: least waste, then fewer nodes, then the name. It is
+// the cluster autoscaler's least-waste expander with its ties decided.
+func better(a, b option) int {
+	return cmp.Or(cmp.Compare(a.waste, b.waste), cmp.Compare(a.nodes, b.nodes), cmpString(a.pool.Name, b.pool.Name))
+}
+
+// pack adds new nodes for the groups, which are unschedulable and in the order
+// of first-fit-decreasing, pool by pool, and says what becomes of the rest.
+func (e *evaluation) pack(groups []*group, inFlight, undecided int) {
+	asked := 0
+	served := map[string]int{}
+	all := map[string][]*Pod{}
+	for _, g := range groups {
+		asked += len(g.pods)
+		all[g.class.ID] = slices.Clone(g.pods)
+	}
+	holds := map[string]*Guard{}
+	for _, p := range e.pools {
+		if p.known {
+			holds[p.Name] = e.upGuard(p, false)
+		}
+	}
+	for {
+		var options []option
+		for _, p := range e.pools {
+			if p.known && holds[p.Name] == nil {
+				if o := e.estimate(p, groups); o.pods > 0 {
+					options = append(options, o)
+				}
+			}
+		}
+		if len(options) == 0 {
+			break
+		}
+		best := slices.MinFunc(options, better)
+		e.build(best.pool, groups, served)
+		for _, o := range options {
+			if o.pool != best.pool {
+				o.pool.rejected = append(o.pool.rejected, Alternative{Subject: "pool " + o.pool.Name, quiet: true,
+					Reason: Reason{"MoreWaste", fmt.Sprintf("pool %s serves the pods with %d nodes and %s unused, this one would leave %s unused on %d",
+						best.pool.Name, best.nodes, percent(best.waste), percent(o.waste), o.nodes)},
+					Fix: "none needed: ties go to the first by name"})
+			}
+		}
+	}
+	e.explainPods(groups, all, holds, served, asked, inFlight, undecided)
+}
+
+// estimate packs what is left onto nodes of one pool without deciding anything.
+func (e *evaluation) estimate(p *poolRun, groups []*group) option {
+	o := option{pool: p}
+	var nodes []*simNode
+	var used Resources
+	for _, g := range groups {
+		left := len(g.pods)
+		for _, n := range nodes {
+			left = take(n, g.class, left, &o, &used)
+		}
+		for left > 0 && len(nodes) < p.slots() {
+			n := p.template.instance("", kindNew)
+			before := left
+			if !n.fits(g.class) {
+				break
+			}
+			left = take(n, g.class, left, &o, &used)
+			if left == before {
+				break
+			}
+			nodes = append(nodes, n)
+		}
+	}
+	o.nodes = len(nodes)
+	if o.nodes > 0 {
+		count := int64(o.nodes)
+		cpu := permille(used.CPUMilli, p.template.alloc.CPUMilli*count)
+		memory := permille(used.MemoryBytes, p.template.alloc.MemoryBytes*count)
+		o.waste = max(1000-(cpu+memory)/2, 0)
+	}
+	return o
+}
+
+// take puts up to n pods of a class on a node and returns how many are left.
+func take(node *simNode, c *PodClass, n int, o *option, used *Resources) int {
+	if n == 0 || placeable(c, node) != nil {
+		return n
+	}
+	for n > 0 && c.Requests.lacks(node.free) == "" {
+		node.free.sub(c.Requests)
+		used.CPUMilli += c.Requests.CPUMilli
+		used.MemoryBytes += c.Requests.MemoryBytes
+		o.pods++
+		n--
+	}
+	return n
+}
+
+// build claims the nodes that estimate has counted.
+func (e *evaluation) build(p *poolRun, groups []*group, served map[string]int) {
+	var mine []*simNode
+	put := func(g *group, n *simNode) {
+		before := g.pods
+		e.fill([]*group{g}, []*simNode{n})
+		placed := before[:len(before)-len(g.pods)]
+		if len(placed) == 0 {
+			return
+		}
+		served[p.Name] += len(placed)
+		p.trigger(oldest(placed))
+		for _, pod := range placed {
+			if len(p.pods) < maxNamed {
+				p.pods = append(p.pods, pod.Ref())
+			}
+		}
+	}
+	for _, g := range groups {
+		for _, n := range mine {
+			put(g, n)
+		}
+		for len(g.pods) > 0 && p.slots() > 0 && p.template.instance("", kindNew).fits(g.class) {
+			n := e.claim(p, CausePods, Reason{CodeUnschedulablePods, "pods fit on no node that exists or is on its way"})
+			mine = append(mine, n)
+			put(g, n)
+		}
+	}
+}
+
+// explainPods writes the rule of unschedulable pods for every pool, and what
+// would have to change for the pods that stay without a node.
+func (e *evaluation) explainPods(groups []*group, all map[string][]*Pod, holds map[string]*Guard, served map[string]int, asked, inFlight, undecided int) {
+	for _, p := range e.pools {
+		if !p.known {
+			continue
+		}
+		rule := Rule{Rule: RuleUnschedulable, Kind: RuleUnschedulable, Value: fmt.Sprintf("%d pods", asked), Threshold: "1 pod", Verdict: None}
+		if n := served[p.Name]; n > 0 {
+			rule.Verdict = Up
+			rule.Message = fmt.Sprintf("%d pods fit on new nodes of this pool", n)
+		}
+		if inFlight > 0 {
+			rule.Message = join(rule.Message, fmt.Sprintf("%d pods wait for nodes that are on their way", inFlight))
+		}
+		if undecided > 0 {
+			rule.Message = join(rule.Message, fmt.Sprintf("%d pods fit nowhere, but the scheduler has not refused them yet", undecided))
+		}
+		for _, c := range e.claims {
+			if c.Pool == p.Name && c.Cause == CausePods {
+				rule.Delta++
+			}
+		}
+		p.rules = append(p.rules, rule)
+		if inFlight > 0 && p.inFlight > 0 {
+			p.hold(CodeClaimsInFlight, fmt.Sprintf("%d pods wait for nodes that are on their way, %d of them in this pool", inFlight, p.inFlight))
+		}
+		for _, g := range groups {
+			e.explainGroup(p, g, all[g.class.ID], holds[p.Name])
+		}
+	}
+}
+
+func join(a, b string) string {
+	if a == "" {
+		return b
+	}
+	return a + "; " + b
+}
+
+// explainGroup says what the pool could not do for the pods of a class, or
+// need not.
+func (e *evaluation) explainGroup(p *poolRun, g *group, all []*Pod, held *Guard) {
+	m := placeable(g.class, p.template)
+	if m == nil {
+		m = shortage(g.class, p.Name, p.template.free)
+	}
+	switch {
+	case m != nil && len(g.pods) < len(all): // another pool serves them
+		return
+	case m != nil:
+		p.hold(CodeNoPoolFits, fmt.Sprintf("pod %s %s", all[0].Ref(), m.message))
+		e.rejectPods(all, *m, []*poolRun{p})
+		p.would = append(p.would, m.fix)
+	case len(g.pods) == 0:
+	case held != nil:
+		p.proposed = true
+		p.held(held, Reason{CodeUnschedulablePods, fmt.Sprintf("%d pods like %s would fit on a new node", len(g.pods), g.pods[0].Ref())})
+		p.would = append(p.would, held.Lifts)
+	default:
+		p.proposed = true
+		p.guard(p.maxGuard())
+		p.hold(CodeAtMax, fmt.Sprintf("%d pods like %s need more nodes than max %d of pool %s allows", len(g.pods), g.pods[0].Ref(), p.Max, p.Name))
+		p.overruled = append(p.overruled, Reason{CodeAtMax, fmt.Sprintf("%d pods like %s need more nodes, pool %s has %d of at most %d",
+			len(g.pods), g.pods[0].Ref(), p.Name, p.physical, p.Max)})
+		p.would = append(p.would, fmt.Sprintf("raise max of pool %s above %d", p.Name, p.Max))
+	}
+}

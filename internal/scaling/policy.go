@@ -1,0 +1,93 @@
+package scaling
+
+import (
+	"slices"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+)
+
+// Directions of an alert rule, and verdicts of a decision.
+const (
+	Up   = "up"
+	Down = "down"
+	Held = "held"
+)
+
+// Policy is what an operator wants of one cluster.
+type Policy struct {
+	Pools      []Pool
+	AlertRules []AlertRule
+	// ProtectedNodes are names of nodes that are never drained or removed.
+	ProtectedNodes []string
+	// StartupGrace is how long after the start of the program nothing is scaled
+	// down by itself: the unneeded clocks and the alerts have to settle first.
+	StartupGrace time.Duration
+	// StaleAfter is the age from which an observation no longer counts for
+	// scale-down.
+	StaleAfter time.Duration
+	// MaxUnreadyFraction (0..1) and MaxUnreadyCount: with more unready nodes
+	// than both, nothing is scaled; the fault is elsewhere (as the cluster
+	// autoscaler does, whose defaults are 45 % and 3).
+	MaxUnreadyFraction float64
+	MaxUnreadyCount    int
+	// DryRun says that nobody acts on the decisions, so that a claim that
+	// expires is no failure.
+	DryRun bool
+}
+
+// Pool is a group of nodes that are made alike.
+type Pool struct {
+	Name     string
+	Provider string
+	Min, Max int
+	Size     Resources // allocatable of a new node
+	Labels   map[string]string
+	Taints   []corev1.Taint
+
+	ScaleUpCooldown      time.Duration // between two scale-ups by alert
+	ScaleDownAfterAdd    time.Duration // no removal this long after an addition
+	ScaleDownAfterFail   time.Duration // no removal this long after a failed one
+	ScaleDownCooldown    time.Duration // between two removals
+	Stabilization        time.Duration // the highest need of this window counts
+	UtilizationThreshold float64       // 0..1; below it a node is unneeded
+	Unneeded             time.Duration // how long it must stay so
+	MinLifetime          time.Duration // of a node, from Ready
+	MaxRemovals          int           // nodes leaving at a time; below 1 counts as 1
+	RegisterDeadline     time.Duration // from the start of the machine to Ready
+	ClaimExpiry          time.Duration // a claim or drain not taken up by then is void
+	DrainDeadline        time.Duration // then the drain is undone
+	BackoffInitial       time.Duration // after a failed claim, doubled each time
+	BackoffMax           time.Duration
+	BackoffReset         time.Duration // without a failure this long, back to the initial value
+}
+
+func (p Pool) maxRemovals() int { return max(p.MaxRemovals, 1) }
+
+// AlertRule says what an alert asks for.
+type AlertRule struct {
+	Name      string
+	Matchers  []Matcher
+	Pool      string
+	Direction string // Up or Down
+	// Amount is how many nodes are added once per cooldown while the rule's
+	// alerts fire, or how many may leave at a time.
+	Amount int
+}
+
+// pools returns the pools by name. Of two pools of one name the first counts;
+// the configuration refuses such a policy.
+func (p Policy) pools() []Pool {
+	out := slices.Clone(p.Pools)
+	slices.SortStableFunc(out, func(a, b Pool) int { return cmpString(a.Name, b.Name) })
+	return slices.CompactFunc(out, func(a, b Pool) bool { return a.Name == b.Name })
+}
+
+// rules returns the alert rules in the order of their names.
+func (p Policy) rules() []AlertRule {
+	out := slices.Clone(p.AlertRules)
+	slices.SortStableFunc(out, func(a, b AlertRule) int {
+		return cmpStrings(a.Name, b.Name, a.Pool, b.Pool, a.Direction, b.Direction)
+	})
+	return out
+}

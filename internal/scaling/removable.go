@@ -1,0 +1,223 @@
+package scaling
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+)
+
+// candidate is a node of ours that could be removed.
+type candidate struct {
+	n     *simNode
+	p     *poolRun
+	share int64 // max(cpu, memory) of requests / allocatable in thousandths
+}
+
+// candidates are our Ready nodes that take pods, the newest first, then by
+// name. Cordoned nodes are not among them: somebody wants them as they are.
+func (e *evaluation) candidates() []candidate {
+	var out []candidate
+	for _, name := range e.world.names {
+		n := e.world.nodes[name]
+		if !n.owned || n.leaves || n.kind != kindReady || n.record.inFlight() || n.record.gone() {
+			continue
+		}
+		if p := e.pool(n.pool); p.known {
+			out = append(out, candidate{n: n, p: p, share: e.world.utilization(n)})
+		}
+	}
+	slices.SortStableFunc(out, func(a, b candidate) int { return b.n.readyAt().Compare(a.n.readyAt()) })
+	return out
+}
+
+// utilization is max(cpu, memory) of the requests of a node's pods over its
+// allocatable, in thousandths; DaemonSet pods count, as the scheduler counts them.
+func (w *world) utilization(n *simNode) int64 {
+	var used Resources
+	for _, pods := range [][]*Pod{n.pods, n.coming} {
+		for _, p := range pods {
+			if c, ok := w.classes[p.Class]; ok {
+				used.add(c.Requests)
+			}
+		}
+	}
+	return used.share(n.alloc)
+}
+
+// blockers are the reasons for which the node must not be removed, whatever
+// its utilisation, each with its remedy. auto is a removal that we decide: a
+// disruption budget without disruptions left forbids it. A person's removal
+// goes ahead in that case; the drain waits for the budget and reports it.
+func (e *evaluation) blockers(n *simNode, auto bool) []Alternative {
+	var out []Alternative
+	block := func(code, message, fix string) {
+		if len(out) < maxNamed {
+			out = append(out, Alternative{Subject: "node " + n.name, Reason: Reason{code, message}, Fix: fix})
+		}
+	}
+	if slices.Contains(e.policy.ProtectedNodes, n.name) {
+		block("Protected", "is in protected_nodes", "take it off protected_nodes")
+	}
+	if n.node.Annotations[AnnotationScaleDownDisabled] == "true" {
+		block("ScaleDownDisabled", "carries the annotation "+AnnotationScaleDownDisabled, "remove the annotation from the node")
+	}
+	if n.node.Annotations[AnnotationDoNotDisrupt] == "true" {
+		block("DoNotDisrupt", "carries the annotation "+AnnotationDoNotDisrupt, "remove the annotation from the node")
+	}
+	for _, p := range n.pods {
+		if !p.Mirror && p.OwnerKind != "DaemonSet" && !p.Deleting {
+			e.podBlockers(p, auto, block)
+		}
+	}
+	return out
+}
+
+func (e *evaluation) podBlockers(p *Pod, auto bool, block func(code, message, fix string)) {
+	c := e.world.classes[p.Class]
+	if c == nil {
+		block("UnknownClass", fmt.Sprintf("the requests of pod %s are unknown", p.Ref()), "wait for the next snapshot")
+		return
+	}
+	safe := p.Annotations[AnnotationSafeToEvict]
+	if safe == "false" {
+		block("NotSafeToEvict", fmt.Sprintf("pod %s is annotated %s=false", p.Ref(), AnnotationSafeToEvict), "remove the annotation or wait for the pod to end")
+	}
+	if p.Annotations[AnnotationDoNotDisrupt] == "true" {
+		block("DoNotDisrupt", fmt.Sprintf("pod %s is annotated %s=true", p.Ref(), AnnotationDoNotDisrupt), "remove the annotation or wait for the pod to end")
+	}
+	if safe != "true" {
+		if p.OwnerKind == "" {
+			block("UnmanagedPod", fmt.Sprintf("pod %s has no controller: nothing would create it again", p.Ref()),
+				"delete the pod, or annotate it "+AnnotationSafeToEvict+"=true")
+		}
+		if v := localVolume(p); v != "" {
+			block("LocalStorage", fmt.Sprintf("pod %s keeps data on the node in volume %s", p.Ref(), v),
+				"move the data, or annotate the pod "+AnnotationSafeToEvict+"=true")
+		}
+		if p.Namespace == "kube-system" {
+			block("KubeSystemPod", fmt.Sprintf("pod %s belongs to kube-system and to no DaemonSet", p.Ref()),
+				"annotate the pod "+AnnotationSafeToEvict+"=true, or keep it off this pool")
+		}
+	}
+	if !auto {
+		return
+	}
+	var budgets []string
+	for _, b := range e.world.budgets {
+		if !b.selects(c) {
+			continue
+		}
+		budgets = append(budgets, b.Namespace+"/"+b.Name)
+		if b.DisruptionsAllowed <= 0 {
+			block("PodDisruptionBudget", fmt.Sprintf("the budget %s/%s allows no disruption of pod %s", b.Namespace, b.Name, p.Ref()),
+				"add a replica or relax the budget")
+		}
+	}
+	if len(budgets) > 1 {
+		block("SeveralBudgets", fmt.Sprintf("pod %s is covered by the budgets %s: the API server evicts no such pod", p.Ref(), strings.Join(budgets, ", ")),
+			"leave the pod to one budget")
+	}
+}
+
+// localVolume names a volume of the pod that lives on the node and that nobody
+// has declared safe to lose, or "".
+func localVolume(p *Pod) string {
+	safe := strings.Split(p.Annotations[AnnotationSafeLocalVolumes], ",")
+	for _, v := range p.LocalStorage {
+		if !slices.Contains(safe, v.Name) {
+			return v.Name + " (" + v.Kind + ")"
+		}
+	}
+	return ""
+}
+
+// leftover is a pod that finds no other place, and why.
+type leftover struct {
+	pod *Pod
+	misfit
+}
+
+// rehome finds a place on the targets for every pod that has to leave the node,
+// largest first, and takes that room. nil means that all of them fit together;
+// otherwise nothing is taken and the pod that is left over is returned.
+func (e *evaluation) rehome(n *simNode, targets []*simNode) *leftover {
+	pods := e.world.toMove(n)
+	all := e.reference()
+	slices.SortStableFunc(pods, func(a, b *Pod) int {
+		if d := e.world.podShare(b, all) - e.world.podShare(a, all); d != 0 {
+			return int(d)
+		}
+		return cmpStrings(a.Namespace, b.Namespace, a.Name, b.Name)
+	})
+	var taken []*simNode
+	for i, pod := range pods {
+		c := e.world.classes[pod.Class]
+		var why *misfit
+		switch {
+		case c == nil:
+			why = &misfit{code: "UnknownClass", message: "its requests are unknown", fix: "wait for the next snapshot"}
+		case c.Priority < expendableBelow:
+			taken = append(taken, nil)
+			continue
+		default:
+			why = unsimulated(c)
+		}
+		var to *simNode
+		if why == nil {
+			if to = e.world.home(c, n, targets); to == nil {
+				why = &misfit{code: "NoOtherNodeFits", message: "fits on none of the nodes that stay",
+					fix: "free room on other nodes, or lower the requests"}
+			}
+		}
+		if why != nil {
+			for j, t := range slices.Backward(taken) {
+				if t != nil {
+					t.free.add(e.world.classes[pods[j].Class].Requests)
+					t.coming = t.coming[:len(t.coming)-1]
+				}
+			}
+			return &leftover{pods[i], *why}
+		}
+		to.free.sub(c.Requests)
+		to.coming = append(to.coming, pod)
+		taken = append(taken, to)
+	}
+	return nil
+}
+
+func (w *world) podShare(p *Pod, all Resources) int64 {
+	if c := w.classes[p.Class]; c != nil {
+		return c.Requests.share(all)
+	}
+	return 0
+}
+
+// home is the first of the targets that takes a pod of the class.
+func (w *world) home(c *PodClass, not *simNode, targets []*simNode) *simNode {
+	for _, t := range targets {
+		if t != not && !t.leaves && c.Requests.lacks(t.free) == "" && w.allowed(c, t) {
+			return t
+		}
+	}
+	return nil
+}
+
+type placement struct {
+	class *PodClass
+	node  *simNode
+}
+
+// allowed is placeable, remembered for nodes whose labels and taints stay as
+// they are within an evaluation.
+func (w *world) allowed(c *PodClass, n *simNode) bool {
+	if n.kind != kindReady {
+		return placeable(c, n) == nil
+	}
+	key := placement{c, n}
+	if ok, known := w.memo[key]; known {
+		return ok
+	}
+	ok := placeable(c, n) == nil
+	w.memo[key] = ok
+	return ok
+}

@@ -1,0 +1,120 @@
+package scaling
+
+import (
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+)
+
+// defaultMaxPods is the kubelet's own default, which counts where a pool does
+// not say how many pods a node takes.
+const defaultMaxPods = 110
+
+const ephemeralStorage = "ephemeral-storage"
+
+// Resources are amounts as the scheduler counts them.
+type Resources struct {
+	CPUMilli    int64            `json:"cpu_milli"`
+	MemoryBytes int64            `json:"memory_bytes"`
+	Pods        int64            `json:"pods,omitempty"`
+	Extended    map[string]int64 `json:"extended,omitempty"`
+}
+
+func (r Resources) clone() Resources {
+	r.Extended = maps.Clone(r.Extended)
+	return r
+}
+
+// add changes r in place; r must own its map.
+func (r *Resources) add(o Resources) { r.apply(o, 1) }
+func (r *Resources) sub(o Resources) { r.apply(o, -1) }
+
+func (r *Resources) apply(o Resources, sign int64) {
+	r.CPUMilli += sign * o.CPUMilli
+	r.MemoryBytes += sign * o.MemoryBytes
+	r.Pods += sign * o.Pods
+	for k, v := range o.Extended {
+		if r.Extended == nil {
+			r.Extended = map[string]int64{}
+		}
+		r.Extended[k] += sign * v
+	}
+}
+
+// lacks names the first resource of which free has less than r asks for, or
+// "". The amounts of a pod that is already placed are not asked again, so that
+// an overcommitted resource blocks only those who want some of it.
+func (r Resources) lacks(free Resources) string {
+	switch {
+	case r.CPUMilli > 0 && r.CPUMilli > free.CPUMilli:
+		return "cpu"
+	case r.MemoryBytes > 0 && r.MemoryBytes > free.MemoryBytes:
+		return "memory"
+	case r.Pods > 0 && r.Pods > free.Pods:
+		return "pods"
+	}
+	for _, k := range slices.Sorted(maps.Keys(r.Extended)) {
+		if r.Extended[k] > 0 && r.Extended[k] > free.Extended[k] {
+			return k
+		}
+	}
+	return ""
+}
+
+func (r Resources) amount(name string) int64 {
+	switch name {
+	case "cpu":
+		return r.CPUMilli
+	case "memory":
+		return r.MemoryBytes
+	case "pods":
+		return r.Pods
+	}
+	return r.Extended[name]
+}
+
+// format writes an amount of the named resource for people.
+func format(name string, v int64) string {
+	switch {
+	case name == "cpu":
+		return fmt.Sprintf("%dm", v)
+	case name == "memory", name == ephemeralStorage, strings.HasPrefix(name, "hugepages-"):
+		if v%(1<<20) == 0 || v > 1<<30 {
+			return fmt.Sprintf("%dMi", v>>20)
+		}
+		return fmt.Sprintf("%d bytes", v)
+	}
+	return fmt.Sprint(v)
+}
+
+// permille returns a/b in thousandths, 0 where b is not positive. Integers
+// keep the result the same on every architecture.
+func permille(a, b int64) int64 {
+	if b <= 0 || a <= 0 {
+		return 0
+	}
+	if a > 1<<53 { // amounts of memory times 1000 must not overflow
+		return a / max(b/1000, 1)
+	}
+	return a * 1000 / b
+}
+
+// share is max(cpu, memory) of r in thousandths of all.
+func (r Resources) share(all Resources) int64 {
+	return max(permille(r.CPUMilli, all.CPUMilli), permille(r.MemoryBytes, all.MemoryBytes))
+}
+
+func percent(permille int64) string { return fmt.Sprintf("%d.%d%%", permille/10, permille%10) }
+
+func cmpString(a, b string) int { return strings.Compare(a, b) }
+
+// cmpStrings compares pairs, the first that differs decides.
+func cmpStrings(pairs ...string) int {
+	for i := 0; i+1 < len(pairs); i += 2 {
+		if c := strings.Compare(pairs[i], pairs[i+1]); c != 0 {
+			return c
+		}
+	}
+	return 0
+}

@@ -1,0 +1,269 @@
+package scaling
+
+import (
+	"maps"
+	"slices"
+
+	corev1 "k8s.io/api/core/v1"
+)
+
+// expendableBelow is the priority under which a pod neither asks for a node
+// nor keeps one, as in the cluster autoscaler (expendable-pods-priority-cutoff).
+const expendableBelow = -10
+
+// kind says what a node is to the simulation.
+type kind int
+
+const (
+	kindIdle      kind = iota // exists, takes no pods: not Ready, cordoned, going
+	kindReady                 // takes pods now
+	kindRestoring             // is being uncordoned: takes pods soon
+	kindInFlight              // is being made: takes pods soon
+	kindNew                   // was decided in this evaluation
+)
+
+// simNode is a node of the simulation: a real one, or one that is to come.
+type simNode struct {
+	name   string
+	pool   string
+	kind   kind
+	labels map[string]string
+	taints []corev1.Taint
+	alloc  Resources
+	free   Resources
+	node   *Node   // nil: has no Node object
+	record *Record // nil: none
+	owned  bool    // our claim label and a record that agrees
+	leaves bool    // a removal is decided or under way
+	pods   []*Pod  // bound and not over
+	coming []*Pod  // pending ones that the simulation put here
+}
+
+// world is the simulated cluster.
+type world struct {
+	nodes   map[string]*simNode
+	names   []string // of nodes, sorted
+	classes map[string]*PodClass
+	pods    []*Pod // sorted by reference
+	records map[string]*Record
+	budgets []Budget
+	daemons []DaemonSet
+	memo    map[placement]bool // see allowed
+}
+
+func newWorld(o Observation, s State) *world {
+	w := &world{nodes: map[string]*simNode{}, classes: map[string]*PodClass{}, records: map[string]*Record{},
+		memo:    map[placement]bool{},
+		budgets: slices.Clone(o.Budgets), daemons: slices.Clone(o.DaemonSets)}
+	slices.SortFunc(w.budgets, func(a, b Budget) int { return cmpStrings(a.Namespace, b.Namespace, a.Name, b.Name) })
+	slices.SortFunc(w.daemons, func(a, b DaemonSet) int { return cmpStrings(a.Namespace, b.Namespace, a.Name, b.Name) })
+	for i := range o.Classes {
+		w.classes[o.Classes[i].ID] = countPod(&o.Classes[i])
+	}
+	for i := range w.daemons {
+		w.daemons[i].Class = *countPod(&w.daemons[i].Class)
+	}
+	for i := range o.Records {
+		w.records[o.Records[i].Name] = &o.Records[i]
+	}
+	for i := range o.Nodes {
+		w.addReal(&o.Nodes[i], s)
+	}
+	for i := range o.Pods {
+		if p := &o.Pods[i]; p.Phase != string(corev1.PodSucceeded) && p.Phase != string(corev1.PodFailed) {
+			w.pods = append(w.pods, p)
+		}
+	}
+	slices.SortFunc(w.pods, func(a, b *Pod) int { return cmpStrings(a.Namespace, b.Namespace, a.Name, b.Name) })
+	for _, p := range w.pods {
+		at := p.Node
+		if at == "" {
+			at = p.NominatedNode // its room is being made by preemption
+		}
+		if n, ok := w.nodes[at]; ok && at != "" {
+			if p.Node != "" {
+				n.pods = append(n.pods, p)
+			}
+			if c, ok := w.classes[p.Class]; ok {
+				n.free.sub(c.Requests)
+			}
+		}
+	}
+	for _, n := range w.nodes {
+		w.reserveDaemons(n)
+	}
+	w.names = slices.Sorted(maps.Keys(w.nodes))
+	return w
+}
+
+// countPod returns a class that asks for the one pod that it is.
+func countPod(c *PodClass) *PodClass {
+	out := *c
+	out.Requests = out.Requests.clone()
+	out.Requests.Pods = 1
+	return &out
+}
+
+func (w *world) addReal(n *Node, s State) {
+	sn := &simNode{name: n.Name, node: n, record: w.records[n.Name], labels: n.Labels, taints: n.Taints,
+		alloc: n.Allocatable.clone(), free: n.Allocatable.clone(), pool: n.Labels[LabelPool]}
+	if sn.record != nil {
+		sn.pool = sn.record.Pool
+		sn.owned = n.Labels[LabelClaim] != "" && n.Labels[LabelClaim] == sn.record.ClaimID
+	} else if n.Labels[LabelClaim] == "" {
+		sn.pool = ""
+	}
+	if c, ok := s.Claims[n.Name]; ok && sn.record == nil {
+		sn.pool = c.Pool
+	}
+	if n.Ready && !n.Unschedulable && !n.Deleting {
+		sn.kind = kindReady
+	}
+	w.nodes[n.Name] = sn
+}
+
+// reserveDaemons takes the room of the DaemonSet pods that the node is still
+// to get.
+func (w *world) reserveDaemons(n *simNode) {
+	for i := range w.daemons {
+		d := &w.daemons[i]
+		if slices.ContainsFunc(n.pods, func(p *Pod) bool {
+			return p.OwnerKind == "DaemonSet" && p.OwnerName == d.Name && p.Namespace == d.Namespace
+		}) {
+			continue
+		}
+		if placeable(&d.Class, n) == nil {
+			n.free.sub(d.Class.Requests)
+		}
+	}
+}
+
+// add puts a node that is to come into the world.
+func (w *world) add(n *simNode) {
+	w.nodes[n.name] = n
+	i, found := slices.BinarySearch(w.names, n.name)
+	if !found {
+		w.names = slices.Insert(w.names, i, n.name)
+	}
+}
+
+// targets returns the nodes of the given kinds in the order in which the
+// simulation fills them: kinds as given, then by name.
+func (w *world) targets(kinds ...kind) []*simNode {
+	var out []*simNode
+	for _, k := range kinds {
+		for _, name := range w.names {
+			if n := w.nodes[name]; n.kind == k && !n.leaves {
+				out = append(out, n)
+			}
+		}
+	}
+	return out
+}
+
+func (n *simNode) fits(c *PodClass) bool {
+	return c.Requests.lacks(n.free) == "" && placeable(c, n) == nil
+}
+
+// toMove returns the pods that have to find a place when the node goes, and
+// those among the pending that were to come here.
+func (w *world) toMove(n *simNode) []*Pod {
+	var out []*Pod
+	for _, p := range n.pods {
+		if p.Mirror || p.OwnerKind == "DaemonSet" || p.Deleting {
+			continue
+		}
+		out = append(out, p)
+	}
+	return append(out, n.coming...)
+}
+
+// template is an empty node of the pool as it would come into the world, with
+// its DaemonSets already counted. Where a Ready node of the pool turned out
+// smaller than the policy says, its size counts: otherwise a pod that fits on
+// paper would ask for one node after the other.
+func (w *world) newTemplate(cluster string, p Pool) *simNode {
+	t := &simNode{pool: p.Name, kind: kindNew, taints: p.Taints, alloc: p.Size.clone()}
+	if t.alloc.Pods <= 0 {
+		t.alloc.Pods = defaultMaxPods
+	}
+	t.labels = map[string]string{corev1.LabelOSStable: "linux"}
+	model := w.model(p.Name)
+	if model != nil {
+		t.alloc.CPUMilli = min(t.alloc.CPUMilli, model.alloc.CPUMilli)
+		t.alloc.MemoryBytes = min(t.alloc.MemoryBytes, model.alloc.MemoryBytes)
+		t.alloc.Pods = min(t.alloc.Pods, model.alloc.Pods)
+		t.alloc.Extended = maps.Clone(model.alloc.Extended)
+		for _, k := range learnedLabels {
+			if v, ok := model.labels[k]; ok {
+				t.labels[k] = v
+			}
+		}
+	} else {
+		w.learnCommon(t)
+	}
+	maps.Copy(t.labels, p.Labels)
+	t.labels[LabelCluster], t.labels[LabelPool] = cluster, p.Name
+	t.free = t.alloc.clone()
+	w.reserveDaemons(t)
+	return t
+}
+
+// learnedLabels are set by the kubelet, not by the pool: a new node will carry
+// what its siblings carry.
+var learnedLabels = []string{
+	corev1.LabelOSStable, corev1.LabelArchStable, "beta.kubernetes.io/os", "beta.kubernetes.io/arch",
+	corev1.LabelInstanceTypeStable, corev1.LabelTopologyRegion, corev1.LabelTopologyZone,
+}
+
+// model returns the newest Ready node of ours in the pool, or nil.
+func (w *world) model(pool string) *simNode {
+	var best *simNode
+	for _, name := range w.names {
+		n := w.nodes[name]
+		if n.pool != pool || !n.owned || n.node == nil || !n.node.Ready {
+			continue
+		}
+		if best == nil || n.readyAt().After(best.readyAt()) {
+			best = n
+		}
+	}
+	return best
+}
+
+// learnCommon gives a template the system's labels on which all nodes agree,
+// and the disk space of the smallest node: a pool says nothing about either.
+func (w *world) learnCommon(t *simNode) {
+	for _, k := range learnedLabels {
+		values := map[string]bool{}
+		for _, name := range w.names {
+			if v, ok := w.nodes[name].labels[k]; ok {
+				values[v] = true
+			}
+		}
+		if len(values) == 1 {
+			t.labels[k] = slices.Collect(maps.Keys(values))[0]
+		}
+	}
+	if _, ok := t.alloc.Extended[ephemeralStorage]; ok {
+		return
+	}
+	least, found := int64(0), false
+	for _, name := range w.names {
+		if v, ok := w.nodes[name].alloc.Extended[ephemeralStorage]; ok && (!found || v < least) {
+			least, found = v, true
+		}
+	}
+	if found {
+		t.alloc.add(Resources{Extended: map[string]int64{ephemeralStorage: least}})
+	}
+}
+
+// instance is a node made from the template.
+func (t *simNode) instance(name string, k kind) *simNode {
+	n := *t
+	n.name, n.kind, n.alloc, n.free = name, k, t.alloc.clone(), t.free.clone()
+	n.labels = maps.Clone(t.labels)
+	n.labels[corev1.LabelHostname] = name
+	return &n
+}
