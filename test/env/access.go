@@ -22,12 +22,8 @@ import (
 	"sigs.k8s.io/yaml"
 )
 
-var (
-	//go:embed access.yaml
-	fallbackAccess []byte
-	//go:embed join.yaml
-	joinAccess []byte
-)
+//go:embed join.yaml
+var joinAccess []byte
 
 const (
 	readerAccount = "k3s-autoscaler-reader"
@@ -76,31 +72,32 @@ func kindIndex(object unstructured.Unstructured) int {
 	return -1
 }
 
-// productAccess returns the product's own accounts and rights from deploy/, or
-// those of access.yaml as long as deploy/ does not define both accounts.
+// productAccess returns the product's own accounts and rights from
+// deploy/kubernetes, so that the tests run with what operators apply.
 func productAccess(repository string) ([]unstructured.Unstructured, error) {
+	dir := filepath.Join(repository, "deploy", "kubernetes")
+	files, err := filepath.Glob(filepath.Join(dir, "*.yaml"))
+	if err != nil {
+		return nil, err
+	}
 	var documents [][]byte
-	for _, pattern := range []string{"deploy/*.yaml", "deploy/*/*.yaml"} {
-		files, err := filepath.Glob(filepath.Join(repository, pattern))
+	for _, file := range files {
+		content, err := os.ReadFile(file)
 		if err != nil {
 			return nil, err
 		}
-		for _, file := range files {
-			content, err := os.ReadFile(file)
-			if err != nil {
-				return nil, err
-			}
-			documents = append(documents, content)
-		}
+		documents = append(documents, content)
 	}
 	objects, err := accessObjects(documents...)
 	if err != nil {
-		return nil, fmt.Errorf("read the manifests in deploy/: %w", err)
+		return nil, fmt.Errorf("read the manifests in %s: %w", dir, err)
 	}
-	if findAccount(objects, readerAccount) != "" && findAccount(objects, actorAccount) != "" {
-		return objects, nil
+	for _, account := range []string{readerAccount, actorAccount} {
+		if findAccount(objects, account) == "" {
+			return nil, fmt.Errorf("the manifests in %s define no service account %s", dir, account)
+		}
 	}
-	return accessObjects(fallbackAccess)
+	return objects, nil
 }
 
 // findAccount returns the namespace of a service account, or "".

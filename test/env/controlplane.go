@@ -121,7 +121,7 @@ func (c controlPlane) start(ctx context.Context, log io.Writer) error {
 func (c controlPlane) startEtcd(ctx context.Context) error {
 	client := "http://" + hostPort(loopback, c.ports.EtcdClient)
 	peer := "http://" + hostPort(loopback, c.ports.EtcdPeer)
-	if err := c.processes.start("etcd", nil, c.binaries["etcd"],
+	if err := c.processes.start("etcd", c.binaries["etcd"],
 		"--name=testenv", "--data-dir="+filepath.Join(c.processes.stateDir, "etcd"),
 		"--listen-client-urls="+client, "--advertise-client-urls="+client,
 		"--listen-peer-urls="+peer, "--initial-advertise-peer-urls="+peer, "--initial-cluster=testenv="+peer,
@@ -135,7 +135,7 @@ func (c controlPlane) startEtcd(ctx context.Context) error {
 }
 
 func (c controlPlane) startAPIServer(ctx context.Context) error {
-	if err := c.processes.start("kube-apiserver", nil, c.binaries["kube-apiserver"],
+	if err := c.processes.start("kube-apiserver", c.binaries["kube-apiserver"],
 		"--etcd-servers=http://"+hostPort(loopback, c.ports.EtcdClient),
 		"--bind-address="+loopback, "--secure-port="+strconv.Itoa(c.ports.API),
 		// The advertised address must not be loopback; nothing listens there
@@ -173,13 +173,13 @@ func (c controlPlane) startControllers(ctx context.Context) error {
 		"--cluster-signing-duration=24h",
 		"--node-monitor-grace-period=" + c.nodeGrace.String(), "--node-monitor-period=1s",
 	}, common...)
-	if err := c.processes.start("kube-controller-manager", nil, c.binaries["kube-controller-manager"], managerArgs...); err != nil {
+	if err := c.processes.start("kube-controller-manager", c.binaries["kube-controller-manager"], managerArgs...); err != nil {
 		return err
 	}
 	schedulerArgs := append([]string{
 		"--kubeconfig=" + c.file("scheduler.kubeconfig"), "--secure-port=" + strconv.Itoa(c.ports.Scheduler),
 	}, common...)
-	if err := c.processes.start("kube-scheduler", nil, c.binaries["kube-scheduler"], schedulerArgs...); err != nil {
+	if err := c.processes.start("kube-scheduler", c.binaries["kube-scheduler"], schedulerArgs...); err != nil {
 		return err
 	}
 	// Both serve with a certificate that they make themselves at start.

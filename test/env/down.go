@@ -49,6 +49,9 @@ func down(ctx context.Context, opts Options) error {
 	// Children of the engine, and what a crash kept from being recorded.
 	errs = append(errs, endAll(p.marked()))
 	errs = append(errs, unmountBelow(opts.StateDir))
+	if e != nil && e.PrivateEngine {
+		removePluginDir()
+	}
 	if err := errors.Join(errs...); err != nil {
 		return err // the records stay, for another try
 	}
@@ -68,6 +71,17 @@ func (e *Env) cleanEngine(ctx context.Context) error {
 		return fmt.Errorf("the Docker engine at %s, which holds containers of the environment, does not answer: %w", e.DockerHost, err)
 	}
 	return engine.clean(ctx, e.Network, e.ID)
+}
+
+// removePluginDir removes the one folder outside the state folder that an engine
+// makes, if it is empty and no other engine uses it.
+func removePluginDir() {
+	if _, err := os.Stat(strings.TrimPrefix(defaultDockerHost, "unix://")); err == nil {
+		return
+	}
+	for _, dir := range []string{"/run/docker/plugins", "/run/docker"} {
+		_ = os.Remove(dir) // refused by the kernel when it is not empty
+	}
 }
 
 // endAll kills programs whose state is of no more use, all at once.

@@ -86,7 +86,7 @@ func startEngine(ctx context.Context, p processes, binaries Binaries, reachable 
 	if err := os.WriteFile(config, engineConfig(ctx, filepath.Join(dir, "key.json")), 0o600); err != nil {
 		return nil, err
 	}
-	host := "unix://" + filepath.Join(dir, "docker.sock")
+	host := privateDockerHost(p.stateDir)
 	args := []string{
 		"--data-root=" + filepath.Join(dir, "data"), "--exec-root=" + filepath.Join(dir, "exec"),
 		"--pidfile=" + filepath.Join(dir, "dockerd.pid"), "--config-file=" + config, "--host=" + host,
@@ -105,7 +105,7 @@ func startEngine(ctx context.Context, p processes, binaries Binaries, reachable 
 		fmt.Fprintln(log, "testenv: this machine lacks capabilities; privileged containers get those that it has")
 		args = append(args, "--add-runtime=shim="+binaries["runcshim"], "--default-runtime=shim")
 	}
-	if err := p.start("dockerd", []string{"TMPDIR=" + dir}, "dockerd", args...); err != nil {
+	if err := p.start("dockerd", "dockerd", args...); err != nil {
 		return nil, err
 	}
 	e, err := openEngine(host, true)
@@ -118,6 +118,10 @@ func startEngine(ctx context.Context, p processes, binaries Binaries, reachable 
 	}
 	done()
 	return e, nil
+}
+
+func privateDockerHost(stateDir string) string {
+	return "unix://" + filepath.Join(stateDir, "docker", "docker.sock")
 }
 
 // engineConfig keeps the trust key of engines before 23.0 out of /etc/docker;
@@ -260,24 +264,35 @@ func (e *engine) clean(ctx context.Context, networkName, id string) error {
 }
 
 func (e *engine) removeContainers(ctx context.Context, networkName, id string) error {
-	wanted := []filters.Args{
-		filters.NewArgs(filters.Arg("network", networkName)),
-		filters.NewArgs(filters.Arg("label", label+"="+id)),
-	}
 	if e.private {
-		wanted = []filters.Args{filters.NewArgs()}
+		return e.removeWhere(ctx, filters.NewArgs(), "")
+	}
+	return errors.Join(
+		e.removeWhere(ctx, filters.NewArgs(filters.Arg("network", networkName)), ""),
+		e.removeWhere(ctx, filters.NewArgs(filters.Arg("label", label+"="+id)), ""))
+}
+
+// removeNodeContainers removes those that tests made on the network, and leaves
+// the environment's own (a real k3s server).
+func (e *engine) removeNodeContainers(ctx context.Context, networkName string) error {
+	return e.removeWhere(ctx, filters.NewArgs(filters.Arg("network", networkName)), serverLabel)
+}
+
+// removeWhere removes containers with their anonymous volumes, but for those
+// that carry the label keep.
+func (e *engine) removeWhere(ctx context.Context, filter filters.Args, keep string) error {
+	containers, err := e.client.ContainerList(ctx, container.ListOptions{All: true, Filters: filter})
+	if err != nil {
+		return fmt.Errorf("list containers: %w", err)
 	}
 	var errs []error
-	for _, filter := range wanted {
-		containers, err := e.client.ContainerList(ctx, container.ListOptions{All: true, Filters: filter})
-		if err != nil {
-			return fmt.Errorf("list containers: %w", err)
+	for _, c := range containers {
+		if _, kept := c.Labels[keep]; kept {
+			continue
 		}
-		for _, c := range containers {
-			err := e.client.ContainerRemove(ctx, c.ID, container.RemoveOptions{Force: true, RemoveVolumes: true})
-			if err != nil && !client.IsErrNotFound(err) && !strings.Contains(err.Error(), "is already in progress") {
-				errs = append(errs, fmt.Errorf("remove container %s: %w", strings.Join(c.Names, " "), err))
-			}
+		err := e.client.ContainerRemove(ctx, c.ID, container.RemoveOptions{Force: true, RemoveVolumes: true})
+		if err != nil && !client.IsErrNotFound(err) && !strings.Contains(err.Error(), "is already in progress") {
+			errs = append(errs, fmt.Errorf("remove container %s: %w", strings.Join(c.Names, " "), err))
 		}
 	}
 	return errors.Join(errs...)

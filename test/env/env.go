@@ -4,14 +4,13 @@ import (
 	"context"
 	"crypto/rand"
 	"encoding/hex"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"net"
 	"net/http"
 	"os"
 	"path/filepath"
-	"syscall"
+	"sync"
 	"time"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -69,20 +68,17 @@ type Env struct {
 	// RealK3s says that server and agents are the true rancher/k3s.
 	RealK3s bool `json:"real_k3s"`
 
-	opts  Options
-	owned bool
-}
+	// Keep is Options.Keep of any Start so far.
+	Keep bool `json:"keep"`
 
-// Owned says whether this Start brought the environment up, rather than
-// attaching to one.
-func (e *Env) Owned() bool { return e.owned }
+	opts  Options
+	using *os.File // holds a shared lock that counts this process among the users
+}
 
 // Logs returns the folder with one log for each program.
 func (e *Env) Logs() string { return filepath.Join(e.StateDir, "logs") }
 
 func (e *Env) processes() processes { return processes{stateDir: e.StateDir} }
-
-func stateFile(stateDir string) string { return filepath.Join(stateDir, "env.json") }
 
 // Start brings the environment up, or attaches to the one that is up in the
 // state folder. What a crashed run left there is removed first. On an error
@@ -97,8 +93,26 @@ func Start(ctx context.Context, opts Options) (*Env, error) {
 		return nil, err
 	}
 	defer unlock()
+	using, err := shareFile(opts.usersFile())
+	if err != nil {
+		return nil, err
+	}
+	e, err := startLocked(ctx, opts)
+	if err != nil {
+		_ = using.Close()
+		return nil, err
+	}
+	e.using = using
+	return e, nil
+}
+
+func startLocked(ctx context.Context, opts Options) (*Env, error) {
 	if e, err := attach(ctx, opts); err == nil {
-		return e, nil
+		if opts.Keep && !e.Keep {
+			e.Keep = true
+			err = e.save()
+		}
+		return e, err
 	}
 	if err := down(ctx, opts); err != nil {
 		return nil, fmt.Errorf("remove what an earlier run left in %s: %w", opts.StateDir, err)
@@ -143,21 +157,28 @@ func Stop(ctx context.Context, opts Options) error {
 // Stop ends the environment.
 func (e *Env) Stop(ctx context.Context) error { return Stop(ctx, e.opts) }
 
-// Release ends the environment if this process brought it up; one that it
-// attached to stays.
+// Release says that this process is done with the environment. The last user
+// ends it, unless Options.Keep was given; a user that crashed does not count.
 func (e *Env) Release(ctx context.Context) error {
-	if !e.owned {
+	unlock, err := lockState(ctx, e.opts)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	if e.using == nil {
 		return nil
 	}
-	return e.Stop(ctx)
-}
-
-// lockState serialises Start and Stop on a state folder. The lock lies beside
-// the folder, since Stop removes that.
-func lockState(ctx context.Context, opts Options) (func(), error) {
-	return lockFile(ctx, opts.StateDir+".lock", func() {
-		fmt.Fprintf(opts.Log, "testenv: waiting for another process that starts or stops %s\n", opts.StateDir)
-	})
+	_ = e.using.Close()
+	e.using = nil
+	current, err := load(e.opts) // another process may have asked to keep it
+	if err != nil || current.ID != e.ID || current.Keep {
+		return nil
+	}
+	free, err := isFree(e.opts.usersFile())
+	if err != nil || !free {
+		return err
+	}
+	return down(ctx, e.opts)
 }
 
 func newEnv(opts Options) *Env {
@@ -170,7 +191,8 @@ func newEnv(opts Options) *Env {
 		AdminKubeconfig: in("admin.kubeconfig"), ReaderKubeconfig: in("reader.kubeconfig"), ActorKubeconfig: in("actor.kubeconfig"),
 		JoinTokenFile: in("join-token"), WrongTokenFile: in("wrong-token"),
 		Network: "k3s-autoscaler-testenv-" + id,
-		opts:    opts, owned: true,
+		Keep:    opts.Keep,
+		opts:    opts,
 	}
 }
 
@@ -178,11 +200,11 @@ func (e *Env) bringUp(ctx context.Context, binaries Binaries) error {
 	if err := makeStateDir(e.StateDir); err != nil {
 		return err
 	}
-	// Written before anything is started, so that a crash can be cleaned up.
+	// Written before each thing that is started, so that a crash can be cleaned up.
 	if err := e.save(); err != nil {
 		return err
 	}
-	engine, err := e.findEngine(ctx, binaries)
+	engine, loaded, err := e.findEngine(ctx, binaries)
 	if err != nil {
 		return err
 	}
@@ -198,7 +220,14 @@ func (e *Env) bringUp(ctx context.Context, binaries Binaries) error {
 	if e.RealK3s {
 		err = e.startRealK3s(ctx, engine)
 	} else {
+		var images sync.WaitGroup
+		var imagesErr error
+		if !loaded {
+			images.Go(func() { imagesErr = e.loadImages(ctx, engine, binaries) })
+		}
 		err = e.startStandIns(ctx, binaries)
+		images.Wait()
+		err = errors.Join(err, imagesErr)
 	}
 	if err != nil {
 		return err
@@ -210,47 +239,48 @@ func (e *Env) bringUp(ctx context.Context, binaries Binaries) error {
 }
 
 // findEngine takes an engine that answers and runs privileged containers, or
-// starts one. It also loads the images.
-func (e *Env) findEngine(ctx context.Context, binaries Binaries) (*engine, error) {
-	use := func(found *engine) error {
-		e.DockerHost, e.PrivateEngine = found.host, found.private
-		if err := e.save(); err != nil {
-			return err
-		}
-		if e.RealK3s {
-			return nil // pulled later, and tried by running the server
-		}
-		done := step(e.opts.Log, "image %s:%s is loaded", k3sRepository, k3sTag())
-		image, err := found.importImages(ctx, binaries["k3s"], e.ID)
-		if err != nil {
-			return err
-		}
-		e.Image, e.ImageExits, e.ImageSlow, e.ImageStuck = image, image+"-exits", image+"-slow", image+"-stuck"
-		if err := found.tryPrivileged(ctx, image, e.ID); err != nil {
-			return fmt.Errorf("run a privileged container: %w", err)
-		}
-		done()
-		return nil
-	}
+// starts one. loaded says that the images are in it already.
+func (e *Env) findEngine(ctx context.Context, binaries Binaries) (_ *engine, loaded bool, _ error) {
 	existing, err := existingEngine(ctx)
 	if err == nil {
-		if err = use(existing); err == nil {
-			fmt.Fprintf(e.opts.Log, "testenv: using the Docker engine at %s\n", existing.host)
-			return existing, nil
+		e.DockerHost = existing.host
+		if err := e.save(); err != nil {
+			return nil, false, err
 		}
-		err = errors.Join(fmt.Errorf("the Docker engine at %s cannot be used: %w", existing.host, err), existing.clean(ctx, e.Network, e.ID))
+		if e.RealK3s { // the image is pulled later, and running the server tries it
+			return existing, false, nil
+		}
+		if err = e.loadImages(ctx, existing, binaries); err == nil {
+			fmt.Fprintf(e.opts.Log, "testenv: using the Docker engine at %s\n", existing.host)
+			return existing, true, nil
+		}
+		err = errors.Join(fmt.Errorf("use the Docker engine at %s: %w", existing.host, err), existing.clean(ctx, e.Network, e.ID))
 		existing.close()
-		fmt.Fprintf(e.opts.Log, "testenv: %v\n", err)
+	}
+	fmt.Fprintf(e.opts.Log, "testenv: starting a private Docker engine (%v)\n", err)
+	e.DockerHost, e.PrivateEngine = privateDockerHost(e.StateDir), true
+	if err := e.save(); err != nil {
+		return nil, false, err
 	}
 	started, startErr := startEngine(ctx, e.processes(), binaries, e.RealK3s, e.opts.Log)
 	if startErr != nil {
-		return nil, errors.Join(err, startErr)
+		return nil, false, errors.Join(err, startErr)
 	}
-	if err := use(started); err != nil {
-		started.close()
-		return nil, err
+	return started, false, nil
+}
+
+// loadImages loads the stand-in and runs it once as the product would.
+func (e *Env) loadImages(ctx context.Context, engine *engine, binaries Binaries) error {
+	defer step(e.opts.Log, "loaded image %s:%s", k3sRepository, k3sTag())()
+	image, err := engine.importImages(ctx, binaries["k3s"], e.ID)
+	if err != nil {
+		return err
 	}
-	return started, nil
+	if err := engine.tryPrivileged(ctx, image, e.ID); err != nil {
+		return fmt.Errorf("run a privileged container: %w", err)
+	}
+	e.Image, e.ImageExits, e.ImageSlow, e.ImageStuck = image, image+"-exits", image+"-slow", image+"-stuck"
+	return nil
 }
 
 // startStandIns runs the control plane built here, behind its two doors.
@@ -287,7 +317,7 @@ func (e *Env) startStandIns(ctx context.Context, binaries Binaries) error {
 }
 
 func (e *Env) openDoors(ctx context.Context, binaries Binaries, port int, control, apiServer string) error {
-	if err := e.processes().start("toxiproxy", nil, binaries["toxiproxy-server"], "-host", loopback, "-port", fmt.Sprint(port)); err != nil {
+	if err := e.processes().start("toxiproxy", binaries["toxiproxy-server"], "-host", loopback, "-port", fmt.Sprint(port)); err != nil {
 		return err
 	}
 	if err := e.processes().waitFor(ctx, "toxiproxy", 15*time.Second, func(ctx context.Context) error {
@@ -337,87 +367,6 @@ func (e *Env) adminClient() (*kubernetes.Clientset, error) {
 	}
 	config.QPS, config.Burst = 100, 200
 	return kubernetes.NewForConfig(config)
-}
-
-// attach succeeds only if all parts are alive and answer.
-func attach(ctx context.Context, opts Options) (*Env, error) {
-	e, err := load(opts)
-	if err != nil {
-		return nil, err
-	}
-	if e.RealK3s != opts.RealK3s {
-		return nil, fmt.Errorf("the environment in %s is of another kind (real k3s: %t)", e.StateDir, e.RealK3s)
-	}
-	if e.ServerVersion == "" {
-		return nil, fmt.Errorf("the environment in %s is not complete", e.StateDir)
-	}
-	all, err := e.processes().list()
-	if err != nil {
-		return nil, err
-	}
-	for _, p := range all {
-		if !p.alive() {
-			return nil, fmt.Errorf("%s of the environment in %s has ended", p.Name, e.StateDir)
-		}
-	}
-	client, err := e.adminClient()
-	if err != nil {
-		return nil, err
-	}
-	if _, err := client.Discovery().RESTClient().Get().AbsPath("/readyz").DoRaw(ctx); err != nil {
-		return nil, fmt.Errorf("the API server of the environment in %s does not answer: %w", e.StateDir, err)
-	}
-	engine, err := openEngine(e.DockerHost, e.PrivateEngine)
-	if err != nil {
-		return nil, err
-	}
-	defer engine.close()
-	return e, engine.answers(ctx)
-}
-
-func load(opts Options) (*Env, error) {
-	content, err := os.ReadFile(stateFile(opts.StateDir))
-	if errors.Is(err, os.ErrNotExist) {
-		return nil, fmt.Errorf("no environment in %s", opts.StateDir)
-	}
-	if err != nil {
-		return nil, err
-	}
-	e := &Env{opts: opts}
-	if err := json.Unmarshal(content, e); err != nil {
-		return nil, fmt.Errorf("read %s: %w", stateFile(opts.StateDir), err)
-	}
-	return e, nil
-}
-
-// save replaces the state file in one step.
-func (e *Env) save() error {
-	content, err := json.MarshalIndent(e, "", "  ")
-	if err != nil {
-		return err
-	}
-	temporary := stateFile(e.StateDir) + ".new"
-	if err := os.WriteFile(temporary, append(content, '\n'), 0o600); err != nil {
-		return err
-	}
-	return os.Rename(temporary, stateFile(e.StateDir))
-}
-
-// makeStateDir refuses a folder that another user could have made: its name in
-// the folder for temporary files is known to all.
-func makeStateDir(dir string) error {
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return err
-	}
-	info, err := os.Lstat(dir)
-	if err != nil {
-		return err
-	}
-	owner, ok := info.Sys().(*syscall.Stat_t)
-	if !info.IsDir() || !ok || int(owner.Uid) != os.Getuid() {
-		return fmt.Errorf("state folder %s is not a folder of this user", dir)
-	}
-	return os.Chmod(dir, 0o700) //nolint:gosec // a folder
 }
 
 func randomPassword() string { return rand.Text() }

@@ -33,7 +33,7 @@ func (e *Env) startRealK3s(ctx context.Context, engine *engine) error {
 	name := "k3s-server-" + e.ID
 	created, err := engine.client.ContainerCreate(ctx,
 		&container.Config{
-			Image: e.Image, Hostname: name, Labels: map[string]string{label: e.ID},
+			Image: e.Image, Hostname: name, Labels: map[string]string{label: e.ID, serverLabel: e.ID},
 			Env: []string{"K3S_TOKEN=" + password, "K3S_KUBECONFIG_MODE=600"},
 			// The server is control plane only: its node would be capacity that
 			// the stand-in does not have.

@@ -1,6 +1,8 @@
 package env
 
 import (
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
@@ -23,8 +25,12 @@ const (
 	marker = "K3S_AUTOSCALER_TESTENV"
 
 	// label is on every container, image and network that the environment
-	// itself makes; its value is the environment's id.
+	// itself makes; its value is the environment's id. Containers inherit it
+	// from the stand-in's image.
 	label = "dev.k3s-autoscaler.testenv"
+
+	// serverLabel is on the container of a real k3s server.
+	serverLabel = label + ".server"
 
 	// realK3sVariable asks for the true rancher/k3s instead of the stand-in.
 	realK3sVariable = "K3S_AUTOSCALER_E2E_K3S"
@@ -58,6 +64,9 @@ type Options struct {
 	// RealK3s runs the true rancher/k3s, server and agents, instead of the
 	// parts built here. Default: whether $K3S_AUTOSCALER_E2E_K3S is "1".
 	RealK3s bool
+
+	// Keep leaves the environment up when its last user releases it, until Stop.
+	Keep bool
 
 	// Log receives one line for each thing done, with its duration. Default
 	// standard error.
@@ -101,6 +110,15 @@ func (o Options) withDefaults() (Options, error) {
 		o.Log = os.Stderr
 	}
 	return o, nil
+}
+
+// The locks lie in the cache, since Stop removes the state folder.
+func (o Options) stateLockFile() string { return o.lockPrefix() + ".lock" }
+func (o Options) usersFile() string     { return o.lockPrefix() + ".users" }
+
+func (o Options) lockPrefix() string {
+	sum := sha256.Sum256([]byte(o.StateDir))
+	return filepath.Join(o.CacheDir, "state-"+hex.EncodeToString(sum[:8]))
 }
 
 // findRepository walks up to the go.mod of the main module; the nested modules

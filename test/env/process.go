@@ -38,8 +38,8 @@ func (p processes) logFile(name string) string {
 }
 
 // start runs a program in a session of its own, so that it survives this
-// process and its terminal. extraEnv is added to the environment.
-func (p processes) start(name string, extraEnv []string, command string, args ...string) error {
+// process and its terminal.
+func (p processes) start(name, command string, args ...string) error {
 	for _, dir := range []string{"pids", "logs"} {
 		if err := os.MkdirAll(filepath.Join(p.stateDir, dir), 0o700); err != nil {
 			return err
@@ -53,7 +53,7 @@ func (p processes) start(name string, extraEnv []string, command string, args ..
 	cmd := exec.Command(command, args...)
 	cmd.Stdout, cmd.Stderr = log, log
 	cmd.Dir = p.stateDir
-	cmd.Env = append(append(os.Environ(), extraEnv...), marker+"="+p.stateDir)
+	cmd.Env = append(os.Environ(), marker+"="+p.stateDir)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	if err := cmd.Start(); err != nil {
 		return fmt.Errorf("start %s: %w", name, err)

@@ -51,7 +51,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 		flags.Usage()
 		return 2
 	}
-	opts := env.Options{StateDir: *dir, Log: stderr}
+	opts := env.Options{StateDir: *dir, Keep: true, Log: stderr}
 	var err error
 	switch flags.Arg(0) {
 	case "build":

@@ -41,7 +41,7 @@ var errPasswordRejected = errors.New("Node password rejected, duplicate hostname
 // join returns the server's CA once the server has accepted the token and the
 // node's password. It retries until ctx ends: k3s, too, stays up and logs when
 // it is refused.
-func join(ctx context.Context, o options, passwordFile string) (caPEM []byte, err error) {
+func join(ctx context.Context, o agentOptions, passwordFile string) (caPEM []byte, err error) {
 	password, err := nodePassword(passwordFile)
 	if err != nil {
 		return nil, fmt.Errorf("keep the node password: %w", err)
@@ -130,7 +130,7 @@ func nodePassword(file string) (string, error) {
 }
 
 // verifyPassword creates the node's password secret, or compares with it.
-func verifyPassword(ctx context.Context, o options, caPEM []byte, password string) error {
+func verifyPassword(ctx context.Context, o agentOptions, caPEM []byte, password string) error {
 	ctx, cancel := context.WithTimeout(ctx, joinTimeout)
 	defer cancel()
 	client, err := kubernetes.NewForConfig(&rest.Config{

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -15,6 +16,7 @@ import (
 	remote "k8s.io/cri-client/pkg"
 	fakeremote "k8s.io/cri-client/pkg/fake"
 	"k8s.io/klog/v2"
+	"k8s.io/kubernetes/cmd/kubelet/app/options"
 	"k8s.io/kubernetes/pkg/kubelet/certificate/bootstrap"
 	"k8s.io/kubernetes/pkg/kubelet/cm"
 	"k8s.io/kubernetes/pkg/kubemark"
@@ -29,9 +31,12 @@ const (
 	runtimeTimeout = 15 * time.Second
 )
 
+// errRefused is returned for settings that the kubelet does not accept.
+var errRefused = errors.New("failed to validate kubelet flags")
+
 // runKubelet registers the node through the kubelet's TLS bootstrap and serves
 // it until the process ends.
-func runKubelet(ctx context.Context, o options, caPEM []byte) error {
+func runKubelet(ctx context.Context, o agentOptions, caPEM []byte) error {
 	for _, dir := range []string{kubeletDir, agentDir, podLogsDir} {
 		if err := os.MkdirAll(dir, 0o755); err != nil {
 			return fmt.Errorf("make the kubelet's folder: %w", err)
@@ -57,6 +62,11 @@ func runKubelet(ctx context.Context, o options, caPEM []byte) error {
 		NodeLabels:         o.labels,
 		RegisterWithTaints: o.taints,
 	})
+	// The kubelet checks its flags before kubemark comes in: a label that a
+	// node may not give itself is refused.
+	if err := options.ValidateKubeletFlags(flags); err != nil {
+		return fmt.Errorf("%w: %w", errRefused, err)
+	}
 	flags.RootDirectory = kubeletDir
 	flags.NodeIP = o.nodeIP
 	config.PodLogsDir = podLogsDir

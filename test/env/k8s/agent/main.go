@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -55,7 +56,7 @@ func run(args []string, stdout io.Writer) int {
 	return 0
 }
 
-func serve(ctx context.Context, o options) error {
+func serve(ctx context.Context, o agentOptions) error {
 	logf("info", "Starting k3s agent %s", version.Get().GitVersion)
 	if o.failWith != "" {
 		return fmt.Errorf("agent exits at once: %s", o.failWith)
@@ -69,7 +70,13 @@ func serve(ctx context.Context, o options) error {
 		return err
 	}
 	logf("info", "Running kubelet --hostname-override=%s", o.nodeName)
-	return runKubelet(ctx, o, caPEM)
+	err = runKubelet(ctx, o, caPEM)
+	if errors.Is(err, errRefused) {
+		logf("error", "kubelet exited: %v", err)
+		<-ctx.Done() // up, but never registered
+		return ctx.Err()
+	}
+	return err
 }
 
 // versionText has the two lines of `k3s --version`.

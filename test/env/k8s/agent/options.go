@@ -14,9 +14,9 @@ import (
 	"k8s.io/kubernetes/pkg/util/taints"
 )
 
-// options is what an agent was told by flags and environment. Flags win over
+// agentOptions is what an agent was told by flags and environment. Flags win over
 // environment, as in k3s.
-type options struct {
+type agentOptions struct {
 	server   string
 	token    string
 	nodeName string
@@ -33,8 +33,8 @@ type options struct {
 
 // parseOptions reads the arguments after `agent`. getenv and readFile are
 // os.Getenv and os.ReadFile outside tests; hostname is the default node name.
-func parseOptions(args []string, getenv func(string) string, readFile func(string) ([]byte, error), hostname string) (options, error) {
-	var o options
+func parseOptions(args []string, getenv func(string) string, readFile func(string) ([]byte, error), hostname string) (agentOptions, error) {
+	var o agentOptions
 	var labels, taintSpecs, kubeletArgs, ignored []string
 	var tokenFile string
 
@@ -53,7 +53,7 @@ func parseOptions(args []string, getenv func(string) string, readFile func(strin
 	flags.Bool("debug", false, "accepted, without effect")
 	flags.Bool("rootless", false, "accepted, without effect")
 	if err := flags.Parse(args); err != nil {
-		return options{}, err
+		return agentOptions{}, err
 	}
 
 	var errs []error
