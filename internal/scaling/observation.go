@@ -17,8 +17,8 @@ const (
 )
 
 // Phases of a node record and of its drain that decisions depend on. They are
-// the words of internal/lifecycle; a phase that is not listed here counts as
-// existing capacity that must not be touched.
+// the words of internal/lifecycle; a phase of a node that is not listed here
+// counts as existing capacity, one of a drain as a drain under way.
 const (
 	PhaseClaimed    = "claimed"
 	PhaseCreated    = "created"
@@ -30,11 +30,13 @@ const (
 	PhaseRemoving   = "removing"
 	PhaseRemoved    = "removed"
 
-	DrainCordoned   = "cordoned"
-	DrainDraining   = "draining"
-	DrainDrained    = "drained"
-	DrainCancelling = "cancelling"
-	DrainUncordoned = "uncordoned"
+	DrainRequested   = "requested"
+	DrainCordoned    = "cordoned"
+	DrainDraining    = "draining"
+	DrainDrained     = "drained"
+	DrainUncordoning = "uncordoning"
+	DrainUncordoned  = "uncordoned"
+	DrainDone        = "done"
 )
 
 // Goals of a drain.
@@ -180,3 +182,16 @@ type Seed struct {
 	// NodeName is the name of the node that a claim of a pool creates.
 	NodeName func(pool, claimID string) string
 }
+
+// active reports whether the drain is under way, or holds the node in its last
+// state. It is safe on nil.
+func (d *DrainRecord) active() bool { return d != nil && d.Phase != DrainUncordoned && d.Phase != DrainDone }
+
+// undoing reports whether the node is about to be schedulable again.
+func (d *DrainRecord) undoing() bool { return d != nil && d.Phase == DrainUncordoning }
+
+// removes reports whether the node is on its way out.
+func (d *DrainRecord) removes() bool { return d.active() && !d.undoing() && d.Goal == GoalRemove }
+
+// final reports whether the removal can't be called off any more.
+func (d *DrainRecord) final() bool { return d != nil && d.Goal == GoalRemove && d.Phase == DrainDrained }

@@ -92,10 +92,10 @@ func (e *evaluation) reconcileDrain(d Drain) {
 	}
 	taken := rec.Drain != nil && (d.Seen || rec.Drain.RequestID != d.Previous)
 	switch {
-	case rec.Phase == PhaseRemoving, taken && rec.Drain.Phase == DrainDrained:
+	case rec.Phase == PhaseRemoving, taken && rec.Drain.final():
 		d.Seen, d.CancelledAt = true, time.Time{} // too late to call it off
 		e.s.Drains[d.Node] = d
-	case taken && rec.Drain.Phase == DrainUncordoned, d.Seen && rec.Drain == nil:
+	case taken && !rec.Drain.active(), d.Seen && rec.Drain == nil:
 		undone()
 	case taken:
 		d.Seen = true
@@ -154,10 +154,12 @@ func (e *evaluation) placeNode(n *simNode) {
 		n.kind = kindIdle
 	case n.record != nil && n.record.Phase == PhaseRemoving, drained && d.CancelledAt.IsZero():
 		n.kind, n.leaves = kindIdle, true
-	case drained, dr != nil && dr.Phase == DrainCancelling:
+	case drained, dr.undoing():
 		e.restore(n)
-	case dr != nil && dr.Goal == GoalRemove && dr.Phase != DrainUncordoned:
+	case dr.removes():
 		n.kind, n.leaves = kindIdle, true
+	case dr.active(): // cordoned or drained on request: it stays, and takes no pods
+		n.kind = kindIdle
 	case n.kind != kindReady && (n.record != nil && n.record.inFlight() || n.record == nil && claimed):
 		e.beginning(n)
 	}
@@ -233,7 +235,7 @@ func (e *evaluation) measure() {
 		p := e.pool(rec.Pool) // a record whose Node object is missing still takes its place
 		p.physical++
 		_, drained := e.s.Drains[name]
-		if rec.Phase == PhaseRemoving || drained || rec.Drain != nil && rec.Drain.Goal == GoalRemove && rec.Drain.Phase != DrainUncordoned {
+		if rec.Phase == PhaseRemoving || drained || rec.Drain.removes() {
 			p.leaving++
 		} else {
 			p.size++

@@ -98,7 +98,7 @@ func (e *evaluation) nodeRequest(r Request) {
 		return
 	}
 	p := e.pool(n.pool)
-	active := n.record.Drain != nil && n.record.Drain.Phase != DrainUncordoned
+	active := n.record.Drain.active()
 	switch r.Action {
 	case ActionUncordon:
 		e.uncordon(r, n, p, active)
@@ -154,7 +154,7 @@ func (e *evaluation) nodeRequest(r Request) {
 func (e *evaluation) uncordon(r Request, n *simNode, p *poolRun, active bool) {
 	d, drained := e.s.Drains[n.name]
 	switch {
-	case n.record.Phase == PhaseRemoving, active && n.record.Drain.Goal == GoalRemove && n.record.Drain.Phase == DrainDrained:
+	case n.record.Phase == PhaseRemoving, n.record.Drain.final():
 		e.refuse(r, CodeRequestRefused, "the node is drained for its removal, which is past the point of no return")
 	case !active && !drained:
 		e.refuse(r, CodeRequestRefused, "the node is not cordoned by us")

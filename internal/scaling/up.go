@@ -280,7 +280,7 @@ func (e *evaluation) revocable(pool string) []*simNode {
 		if n.record == nil || n.record.Phase == PhaseRemoving || n.node == nil || !n.node.Ready || n.node.Deleting {
 			continue
 		}
-		if dr := n.record.Drain; dr != nil && dr.Phase == DrainDrained && dr.Goal == GoalRemove {
+		if n.record.Drain.final() {
 			continue // the point of no return
 		}
 		if slices.Contains(e.pool(n.pool).removed, name) {
