@@ -27,6 +27,7 @@ type Bus struct {
 
 	mu     sync.Mutex
 	states map[string]keeper // by handler
+	serves map[string]int    // consumers that this process reads
 
 	stop context.CancelFunc
 	done sync.WaitGroup
@@ -38,14 +39,11 @@ type Bus struct {
 // server answers and ErrIncompatible when the stream of record was made with
 // another schema or number of partitions.
 func Open(ctx context.Context, o Options) (*Bus, error) {
-	if err := o.validateGiven(); err != nil {
-		return nil, fmt.Errorf("bus options: %w", err)
-	}
 	o = o.withDefaults()
 	if err := o.validate(); err != nil {
 		return nil, fmt.Errorf("bus options: %w", err)
 	}
-	b := &Bus{opts: o, states: map[string]keeper{}, wire: clock.RealClock{}}
+	b := &Bus{opts: o, states: map[string]keeper{}, serves: map[string]int{}, wire: clock.RealClock{}}
 	b.metrics = newMetrics(o.Registerer, o.Logger)
 	b.slots = newSlots(o.InFlight)
 	if err := b.connect(); err != nil {

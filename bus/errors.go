@@ -3,6 +3,8 @@ package bus
 import (
 	"errors"
 	"fmt"
+	"runtime"
+	"strings"
 	"time"
 )
 
@@ -31,7 +33,10 @@ var (
 	ErrReadOnly = errors.New("the state was opened for reading only")
 )
 
-type terminalError struct{ err error }
+type terminalError struct {
+	err   error
+	where []uintptr
+}
 
 func (e *terminalError) Error() string { return e.err.Error() }
 func (e *terminalError) Unwrap() error { return e.err }
@@ -42,7 +47,25 @@ func Terminal(err error) error {
 	if err == nil {
 		return nil
 	}
-	return &terminalError{err}
+	where := make([]uintptr, 16)
+	// Where it was decided that nothing helps goes into the dead letter.
+	return &terminalError{err: err, where: where[:runtime.Callers(2, where)]}
+}
+
+func (e *terminalError) stack() string {
+	var b strings.Builder
+	frames := runtime.CallersFrames(e.where)
+	for {
+		f, more := frames.Next()
+		if f.Function == "" {
+			break
+		}
+		fmt.Fprintf(&b, "%s\n\t%s:%d\n", f.Function, f.File, f.Line)
+		if !more {
+			break
+		}
+	}
+	return b.String()
 }
 
 // IsTerminal reports whether err was marked by Terminal.

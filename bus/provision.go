@@ -29,7 +29,7 @@ func (b *Bus) recordConfig() jetstream.StreamConfig {
 	return jetstream.StreamConfig{
 		Name:        StreamName,
 		Description: "every event of k3s-autoscaler",
-		Subjects:    []string{events.SubjectRoot + ".*." + nodeToken + ".>"},
+		Subjects:    []string{events.SubjectRoot + ".*." + nodeToken + ".*.>"},
 		SubjectTransform: &jetstream.SubjectTransformConfig{
 			Source:      events.SubjectRoot + ".*." + nodeToken + ".*.>",
 			Destination: fmt.Sprintf("p.{{partition(%d,1,2)}}.%s.{{wildcard(1)}}.%s.{{wildcard(2)}}.>", Partitions, events.SubjectRoot, nodeToken),

@@ -1,0 +1,147 @@
+package bus
+
+import (
+	"context"
+	"errors"
+	"sync"
+	"time"
+
+	"github.com/nats-io/nats.go/jetstream"
+)
+
+// fence is the share of AckWait after which a process without a confirmed sign
+// of life gives a message up.
+const fence = 0.8
+
+var (
+	errFenced   = errors.New("another process may own the message: no sign of life was confirmed in time")
+	errShutdown = errors.New("the process stops")
+)
+
+// inflight is one message between its delivery and its acknowledgement.
+type inflight struct {
+	b        *Bus
+	l        *puller
+	msg      jetstream.Msg
+	delivery Delivery
+	ctx      context.Context // ends when the message is no longer ours
+	cancel   context.CancelCauseFunc
+	stopped  chan struct{}
+
+	mu        sync.Mutex
+	confirmed time.Time // when the last confirmed sign of life was sent
+	err       error     // of the handler
+	dead      string    // the reason why it is among the dead letters
+}
+
+type inflightKey struct{}
+
+func inflightFrom(ctx context.Context) *inflight {
+	f, _ := ctx.Value(inflightKey{}).(*inflight)
+	return f
+}
+
+// DeliveryFrom returns the delivery that a message's context carries.
+func DeliveryFrom(ctx context.Context) (Delivery, bool) {
+	f := inflightFrom(ctx)
+	if f == nil {
+		return Delivery{}, false
+	}
+	return f.delivery, true
+}
+
+// hold starts to keep a message that was received at the given time.
+func (l *puller) hold(ctx context.Context, m jetstream.Msg, d Delivery, received time.Time) *inflight {
+	f := &inflight{b: l.b, l: l, msg: m, delivery: d, confirmed: received, stopped: make(chan struct{})}
+	ctx, f.cancel = context.WithCancelCause(context.WithoutCancel(ctx))
+	f.ctx = context.WithValue(ctx, inflightKey{}, f)
+	go f.beat()
+	return f
+}
+
+// beat proves every third of AckWait that this process still works on the
+// message. Only a confirmation counts: a sign of life that nobody received must
+// not make us believe that we own the message.
+func (f *inflight) beat() {
+	defer close(f.stopped)
+	wait := f.b.opts.Times.AckWait
+	tick := f.b.wire.NewTicker(wait / 3)
+	defer tick.Stop()
+	limit := time.Duration(fence * float64(wait))
+	for {
+		f.mu.Lock()
+		rest := limit - elapsed(f.confirmed, f.b.wire.Now())
+		f.mu.Unlock()
+		if rest <= 0 {
+			f.cancel(errFenced)
+			return
+		}
+		lapse := f.b.wire.NewTimer(rest)
+		select {
+		case <-f.ctx.Done():
+			lapse.Stop()
+			return
+		case <-lapse.C():
+		case <-tick.C():
+			f.confirm(rest)
+		}
+		lapse.Stop()
+	}
+}
+
+// confirm asks the server for more time; it takes at most timeout.
+func (f *inflight) confirm(timeout time.Duration) {
+	sent := f.b.wire.Now()
+	ctx, cancel := context.WithTimeout(f.ctx, min(timeout, f.b.opts.Times.AckWait/3))
+	defer cancel()
+	if _, err := f.b.nc.RequestWithContext(ctx, f.msg.Reply(), []byte("+WPI")); err != nil {
+		if f.ctx.Err() == nil {
+			f.b.opts.Logger.Warn("sign of life not confirmed", "handler", f.l.opts.Handler, "sequence", f.delivery.Sequence, "key", f.delivery.Key.String(), "error", err)
+		}
+		return
+	}
+	f.mu.Lock()
+	f.confirmed = sent
+	f.mu.Unlock()
+}
+
+// owned reports whether the message is certainly ours still.
+func (f *inflight) owned() bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return !errors.Is(context.Cause(f.ctx), errFenced) &&
+		elapsed(f.confirmed, f.b.wire.Now()) < time.Duration(fence*float64(f.b.opts.Times.AckWait))
+}
+
+// drop ends the signs of life.
+func (f *inflight) drop() {
+	f.cancel(context.Canceled)
+	<-f.stopped
+}
+
+// failed notes what the handler returned, for who decides about the message.
+func (f *inflight) failed(err error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.err = err
+}
+
+func (f *inflight) result() (err error, dead string) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.err, f.dead
+}
+
+// poison sets the event aside because of a permanent error of its handler.
+func (f *inflight) poison() error {
+	err, _ := f.result()
+	why := explain(err)
+	why.attempts = f.delivery.Attempt
+	if err := f.l.bury(f, why, !f.delivery.Key.IsCluster()); err != nil {
+		return err
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.dead = why.reason()
+	return nil
+}

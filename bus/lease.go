@@ -1,0 +1,200 @@
+package bus
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+)
+
+// leaseMargin is the share of a lease after which its owner stops without a
+// renewal. The rest is for the difference between the clocks of two machines.
+const leaseMargin = 0.8
+
+// Lease is the right to work on a record for a while. It is part of the record:
+// taking, renewing and using it are compare-and-swaps, so that an owner that was
+// frozen can't write after somebody else took over.
+type Lease[T any] struct {
+	s      *State[T]
+	key    Key
+	owner  string
+	epoch  uint64
+	ttl    time.Duration
+	ctx    context.Context
+	cancel context.CancelCauseFunc
+
+	mu      sync.Mutex // one change at a time
+	renewed time.Time
+	rec     Record[T] // as last read or written
+	commit  int       // how many commits succeeded
+}
+
+// Acquire takes the lease of k's record for ttl; ErrLeased when another owner
+// holds it. The record need not exist. The lease's context derives from ctx.
+func (s *State[T]) Acquire(ctx context.Context, k Key, ttl time.Duration) (*Lease[T], error) {
+	l := &Lease[T]{s: s, key: k, owner: s.b.opts.Instance, ttl: ttl}
+	err := s.retryConflicts(ctx, k, func() error {
+		e, rev, err := s.load(ctx, k)
+		if err != nil {
+			return err
+		}
+		now := s.b.opts.Clock.Now().UTC()
+		if e.Lease.held(now) {
+			return fmt.Errorf("lease of %s: %w: %s until %s", k, ErrLeased, e.Lease.Owner, e.Lease.Until.Format(time.RFC3339))
+		}
+		l.epoch, l.renewed = e.Lease.Epoch+1, now
+		e.Lease = holder{Owner: l.owner, Epoch: l.epoch, Until: now.Add(ttl)}
+		if rev, err = s.store(ctx, k, e, rev); err != nil {
+			return err
+		}
+		return l.remember(e, rev)
+	})
+	if err != nil {
+		return nil, err
+	}
+	l.ctx, l.cancel = context.WithCancelCause(ctx)
+	go l.expire()
+	return l, nil
+}
+
+// Key is the key of the record.
+func (l *Lease[T]) Key() Key { return l.key }
+
+// Record is the state as of the last read or commit.
+func (l *Lease[T]) Record() T {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.rec.State
+}
+
+// Context ends when the lease was lost, released, or not renewed for 0.8 of its
+// duration: effects must use it.
+func (l *Lease[T]) Context() context.Context { return l.ctx }
+
+// Confirm renews the lease and reads the record again: what an owner does right
+// before an effect. ErrLeaseLost means that somebody else may have taken over.
+func (l *Lease[T]) Confirm(ctx context.Context) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.ctx.Err() != nil {
+		return l.lost()
+	}
+	return l.s.retryConflicts(ctx, l.key, func() error {
+		e, rev, err := l.owned(ctx)
+		if err != nil {
+			return err
+		}
+		now := l.s.b.opts.Clock.Now().UTC()
+		e.Lease.Until = now.Add(l.ttl)
+		if rev, err = l.s.store(ctx, l.key, e, rev); err != nil {
+			return err
+		}
+		l.renewed = now
+		return l.remember(e, rev)
+	})
+}
+
+// Commit is Amend by the owner of the lease, and renews it. ErrLeaseLost means
+// that nothing was written, because the lease was taken over.
+func (l *Lease[T]) Commit(ctx context.Context, op string, fn func(t *Turn[T]) error) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.s.retryConflicts(ctx, l.key, func() error {
+		e, rev, err := l.owned(ctx)
+		if err != nil {
+			return err
+		}
+		renew := func(h *holder, now time.Time) {
+			h.Until = now.Add(l.ttl)
+			l.renewed = now
+		}
+		e, rev, err = l.s.work(ctx, l.key, op, e, rev, renew, fn)
+		if err != nil {
+			return err
+		}
+		l.commit++
+		return l.remember(e, rev)
+	})
+}
+
+func (l *Lease[T]) commits() int {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.commit
+}
+
+// Release gives the lease back; the context ends. A lease that was lost is
+// released already.
+func (l *Lease[T]) Release(ctx context.Context) error {
+	l.cancel(context.Canceled)
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	err := l.s.retryConflicts(ctx, l.key, func() error {
+		e, rev, err := l.owned(ctx)
+		if err != nil {
+			return err
+		}
+		// The epoch stays: the next owner's is higher.
+		e.Lease.Owner, e.Lease.Until = "", time.Time{}
+		if rev, err = l.s.store(ctx, l.key, e, rev); err != nil {
+			return err
+		}
+		return l.remember(e, rev)
+	})
+	if errors.Is(err, ErrLeaseLost) {
+		return nil
+	}
+	return err
+}
+
+// owned reads the entry and makes sure that the lease is still ours. That it
+// expired does not matter as long as nobody took it: the write is a
+// compare-and-swap.
+func (l *Lease[T]) owned(ctx context.Context) (entry, uint64, error) {
+	e, rev, err := l.s.load(ctx, l.key)
+	if err == nil && (e.Lease.Owner != l.owner || e.Lease.Epoch != l.epoch) {
+		l.cancel(ErrLeaseLost)
+		err = l.lost()
+	}
+	return e, rev, err
+}
+
+func (l *Lease[T]) lost() error { return fmt.Errorf("lease of %s: %w", l.key, ErrLeaseLost) }
+
+func (l *Lease[T]) remember(e entry, rev uint64) error {
+	r, err := l.s.record(l.key, e, rev)
+	if err == nil {
+		l.rec = r
+	}
+	return err
+}
+
+func (l *Lease[T]) record() Record[T] {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.rec
+}
+
+// expire ends the context when the lease was not renewed in time.
+func (l *Lease[T]) expire() {
+	clk := l.s.b.opts.Clock
+	limit := time.Duration(leaseMargin * float64(l.ttl))
+	timer := clk.NewTimer(limit)
+	defer timer.Stop()
+	for {
+		select {
+		case <-l.ctx.Done():
+			return
+		case <-timer.C():
+		}
+		l.mu.Lock()
+		rest := limit - clk.Since(l.renewed)
+		l.mu.Unlock()
+		if rest <= 0 {
+			l.cancel(ErrLeaseLost)
+			return
+		}
+		timer.Reset(rest)
+	}
+}

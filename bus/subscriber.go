@@ -1,0 +1,272 @@
+package bus
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strconv"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/ThreeDotsLabs/watermill/message"
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/k3s-autoscaler/k3s-autoscaler/events"
+)
+
+// AllClusters is the topic of a subscription to every cluster.
+const AllClusters = "*"
+
+// SubscriberOptions describe who reads what.
+type SubscriberOptions struct {
+	// Handler names the consumers: subscribers of one name share the messages.
+	Handler string
+	// Suffixes are the subject endings to read. Default: events.Suffixes(Handler).
+	Suffixes []string
+}
+
+// Subscriber is Watermill's message.Subscriber over the stream of record. The
+// topic is a cluster's name or AllClusters. The messages of one key arrive one
+// at a time and in order; different partitions go side by side. A Nack gives
+// the message back after a backoff.
+type Subscriber struct {
+	b    *Bus
+	opts SubscriberOptions
+
+	mu     sync.Mutex
+	closed bool
+	stop   chan struct{}
+	wg     sync.WaitGroup
+}
+
+var _ message.Subscriber = (*Subscriber)(nil)
+
+// NewSubscriber returns a Subscriber of b. Closing it does not close b.
+func NewSubscriber(b *Bus, o SubscriberOptions) (*Subscriber, error) {
+	if len(o.Suffixes) == 0 {
+		o.Suffixes = events.Suffixes(o.Handler)
+	}
+	if err := events.ValidateCluster(o.Handler); err != nil {
+		return nil, fmt.Errorf("subscriber: handler: is %q, expected a DNS label", o.Handler)
+	}
+	if len(o.Suffixes) == 0 {
+		return nil, fmt.Errorf("subscriber: handler %s reads no event of the catalogue", o.Handler)
+	}
+	return &Subscriber{b: b, opts: o, stop: make(chan struct{})}, nil
+}
+
+// Subscribe implements message.Subscriber. The channel is closed after ctx ended
+// or Close was called, when every message that was sent is settled; it never
+// closes by itself.
+func (s *Subscriber) Subscribe(ctx context.Context, topic string) (<-chan *message.Message, error) {
+	if topic != AllClusters {
+		if err := events.ValidateCluster(topic); err != nil {
+			return nil, fmt.Errorf("subscribe: topic: %w", err)
+		}
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed {
+		return nil, errors.New("subscribe: the subscriber is closed")
+	}
+	kv, err := s.b.ensureBucket(ctx, s.opts.Handler)
+	if err != nil {
+		return nil, fmt.Errorf("subscribe: %w", err)
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	out := make(chan *message.Message)
+	var pulls sync.WaitGroup
+	for p := range Partitions {
+		l := &puller{Subscriber: s, kv: kv, topic: topic, partition: p, out: out}
+		pulls.Go(func() { l.run(ctx) })
+	}
+	s.wg.Go(func() {
+		select {
+		case <-s.stop:
+		case <-ctx.Done():
+		}
+		cancel()
+		pulls.Wait()
+		close(out)
+	})
+	return out, nil
+}
+
+// Close ends every subscription and waits until their messages are settled.
+func (s *Subscriber) Close() error {
+	s.mu.Lock()
+	if !s.closed {
+		s.closed = true
+		close(s.stop)
+	}
+	s.mu.Unlock()
+	s.wg.Wait()
+	return nil
+}
+
+// puller pulls one partition of one subscription.
+type puller struct {
+	*Subscriber
+	kv        jetstream.KeyValue
+	topic     string
+	partition int
+	out       chan<- *message.Message
+
+	consumer  jetstream.Consumer
+	idle      bool   // no message for a while
+	uncounted uint64 // sequence that was given back before its handler ran
+}
+
+// name is the consumer's prefix: a subscription to one cluster has consumers of
+// its own.
+func (l *puller) name() string {
+	if l.topic == AllClusters {
+		return l.opts.Handler
+	}
+	return l.opts.Handler + "-" + l.topic
+}
+
+func (l *puller) filters() []string {
+	out := make([]string, len(l.opts.Suffixes))
+	for i, suffix := range l.opts.Suffixes {
+		out[i] = filterSubject(strconv.Itoa(l.partition), l.topic, "*", suffix)
+	}
+	return out
+}
+
+func (l *puller) run(ctx context.Context) {
+	defer l.b.reading(consumerName(l.name(), l.partition))()
+	for fails := 0; l.b.slots.wait(ctx) == nil; {
+		err := l.pull(ctx)
+		if err == nil || ctx.Err() != nil {
+			fails = 0
+			continue
+		}
+		fails++
+		l.b.metrics.failed("bus")
+		l.b.opts.Logger.WarnContext(ctx, "pulling events interrupted, it goes on", "handler", l.opts.Handler, "partition", l.partition, "error", err)
+		l.b.pause(ctx, backoff(l.b.opts.Times, fails))
+	}
+}
+
+// pull receives messages until the iterator has to be replaced: because this
+// process has no room, the partition became idle or busy, or after an error.
+func (l *puller) pull(ctx context.Context) (err error) {
+	if l.consumer == nil {
+		if l.consumer, err = l.b.ensureConsumer(ctx, l.name(), l.partition, l.filters()); err != nil {
+			return err
+		}
+	}
+	expiry := l.b.opts.Times.PullExpiry
+	if l.idle {
+		expiry = l.b.opts.Times.IdleExpiry
+	}
+	it, err := l.consumer.Messages(
+		jetstream.PullMaxMessages(10),
+		jetstream.PullExpiry(expiry),
+		jetstream.PullPriorityGroup(pullGroup),
+		jetstream.PullPrioritized(l.priority()),
+	)
+	if err != nil {
+		l.consumer = nil
+		return err
+	}
+	var waiting atomic.Bool // for a message: only then the pull may be ended
+	unwatch := l.b.slots.watch(func() {
+		if waiting.Load() {
+			it.Drain()
+		}
+	})
+	defer unwatch()
+	defer it.Stop()
+	// An iterator is always drained to its end: a message that is on its way to it
+	// would wait for AckWait otherwise.
+	quiet := false
+	for {
+		waiting.Store(true)
+		if l.b.slots.full() || ctx.Err() != nil {
+			it.Drain()
+		}
+		m, err := l.next(ctx, it)
+		waiting.Store(false)
+		switch {
+		case err == nil:
+			if ctx.Err() != nil {
+				_ = m.Nak() // it was on its way when we stopped: another process has it at once
+				continue
+			}
+			if !l.receive(ctx, m) {
+				continue
+			}
+			quiet = false
+			if l.idle {
+				l.idle = false
+				it.Drain() // the next one has a shorter expiry
+			}
+		case errors.Is(err, jetstream.ErrMsgIteratorClosed):
+			if l.b.nc.IsClosed() {
+				return err
+			}
+			return nil
+		case errors.Is(err, context.Canceled):
+			// The loop drains what is on its way.
+		case errors.Is(err, context.DeadlineExceeded) && ctx.Err() != nil:
+			return nil // the connection is gone, nothing is on its way
+		case errors.Is(err, context.DeadlineExceeded):
+			if quiet && !l.idle {
+				l.idle = true
+				it.Drain() // the next one has a longer expiry
+			}
+			quiet = true
+		default:
+			l.consumer = nil // it may be gone
+			return err
+		}
+	}
+}
+
+// next waits for a message for at most the idle time, or until ctx ends.
+func (l *puller) next(ctx context.Context, it jetstream.MessagesContext) (jetstream.Msg, error) {
+	limit := l.b.opts.Times.IdleExpiry / 2
+	if ctx.Err() != nil {
+		ctx, limit = context.WithoutCancel(ctx), time.Second
+	}
+	ctx, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
+	return it.Next(jetstream.NextContext(ctx))
+}
+
+func (l *puller) priority() uint8 {
+	return uint8(mix32(l.b.opts.Instance, l.opts.Handler, strconv.Itoa(l.partition)) % 10)
+}
+
+// receive takes a slot and handles the message; false when there was none.
+func (l *puller) receive(ctx context.Context, m jetstream.Msg) bool {
+	received := l.b.wire.Now()
+	if !l.b.slots.take() {
+		if meta, err := m.Metadata(); err == nil && meta.NumDelivered == 1 {
+			l.uncounted = meta.Sequence.Stream
+		}
+		if err := m.NakWithDelay(l.b.opts.Times.Busy); err != nil {
+			l.b.opts.Logger.WarnContext(ctx, "message not given back, it comes again after AckWait", "handler", l.opts.Handler, "error", err)
+		}
+		return false
+	}
+	defer l.b.slots.give()
+	l.handle(ctx, m, received)
+	return true
+}
+
+// stale reports whether a message that was received after this process was
+// frozen has been given to another one meanwhile: the last delivery of the
+// consumer is not ours.
+func (l *puller) stale(ctx context.Context, meta *jetstream.MsgMetadata) bool {
+	if !l.b.alive.suspicious() {
+		return false
+	}
+	ctx, cancel := context.WithTimeout(ctx, time.Duration(fence*float64(l.b.opts.Times.AckWait)))
+	defer cancel()
+	info, err := l.consumer.Info(ctx)
+	return err != nil || info.Delivered.Consumer != meta.Sequence.Consumer || info.NumAckPending == 0
+}
