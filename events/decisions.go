@@ -77,7 +77,10 @@ type Decision struct {
 func (d Decision) validate(verdict string) error {
 	var r required
 	r.text("id", d.ID)
-	r.check(ValidatePool(d.Pool))
+	// A refused request may name a node that belongs to no pool.
+	if d.Pool != "" || verdict != VerdictHeld || len(d.Requests) == 0 {
+		r.check(ValidatePool(d.Pool))
+	}
 	r.oneOf("verdict", d.Verdict, verdict)
 	r.text("reason.code", d.Reason.Code)
 	r.text("reason.message", d.Reason.Message)

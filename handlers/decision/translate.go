@@ -1,0 +1,155 @@
+package decision
+
+import (
+	"maps"
+	"slices"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/k3s-autoscaler/k3s-autoscaler/events"
+	"github.com/k3s-autoscaler/k3s-autoscaler/internal/scaling"
+)
+
+// policy is the policy in force in the core's words.
+func (r *Record) policy() scaling.Policy {
+	if r.Config == nil {
+		return scaling.Policy{}
+	}
+	p := r.Config.Policy
+	out := scaling.Policy{ProtectedNodes: p.ProtectedNodes, StartupGrace: p.StartupGrace.Std(), StaleAfter: p.StaleAfter.Std(),
+		MaxUnreadyFraction: p.MaxUnreadyFraction, MaxUnreadyCount: p.MaxUnreadyCount, DryRun: r.Config.DryRun}
+	for _, o := range p.Pools {
+		out.Pools = append(out.Pools, scaling.Pool{
+			Name: o.Name, Provider: o.Provider, Min: o.Min, Max: o.Max, Size: resources(o.Size), Labels: o.Labels, Taints: taints(o.Taints),
+			ScaleUpCooldown: o.ScaleUpCooldown.Std(), ScaleDownAfterAdd: o.ScaleDownAfterAdd.Std(),
+			ScaleDownAfterFail: o.ScaleDownAfterFail.Std(), ScaleDownCooldown: o.ScaleDownCooldown.Std(),
+			Stabilization: o.Stabilization.Std(), UtilizationThreshold: o.UtilizationThreshold, Unneeded: o.Unneeded.Std(),
+			MinLifetime: o.MinLifetime.Std(), MaxRemovals: o.MaxRemovals, RegisterDeadline: o.RegisterDeadline.Std(),
+			ClaimExpiry: o.ClaimExpiry.Std(), DrainDeadline: o.DrainDeadline.Std(), BackoffInitial: o.BackoffInitial.Std(),
+			BackoffMax: o.BackoffMax.Std(), BackoffReset: o.BackoffReset.Std(),
+		})
+	}
+	for _, o := range p.AlertRules {
+		rule := scaling.AlertRule{Name: o.Name, Pool: o.Pool, Direction: o.Direction, Amount: o.Amount}
+		for _, m := range o.Matchers {
+			rule.Matchers = append(rule.Matchers, scaling.Matcher(m))
+		}
+		out.AlertRules = append(out.AlertRules, rule)
+	}
+	return out
+}
+
+func (r *Record) pool(name string) (events.PoolPolicy, bool) {
+	if r.Config != nil {
+		for _, p := range r.Config.Policy.Pools {
+			if p.Name == name {
+				return p, true
+			}
+		}
+	}
+	return events.PoolPolicy{}, false
+}
+
+// observe is a fold in the core's words, in the order of the keys.
+func observe(cluster string, f *events.Fold) scaling.Observation {
+	o := scaling.Observation{Cluster: cluster, Known: true, CapturedAt: f.CapturedAt, Freshness: maps.Clone(f.Freshness)}
+	for _, n := range sorted(f.Nodes()) {
+		o.Nodes = append(o.Nodes, scaling.Node{
+			Name: n.Name, CreatedAt: n.CreatedAt, Labels: n.Labels, Annotations: n.Annotations, Taints: taints(n.Taints),
+			Unschedulable: n.Unschedulable, Ready: n.Ready == string(corev1.ConditionTrue), ReadySince: n.ReadySince,
+			Deleting: n.Deleting, Allocatable: resources(n.Allocatable),
+		})
+	}
+	for _, c := range sorted(f.Classes()) {
+		o.Classes = append(o.Classes, class(c))
+	}
+	for _, p := range sorted(f.Pods()) {
+		o.Pods = append(o.Pods, pod(p))
+	}
+	for _, b := range sorted(f.PDBs()) {
+		o.Budgets = append(o.Budgets, scaling.Budget{Namespace: b.Namespace, Name: b.Name, Selector: selector(b.Selector), DisruptionsAllowed: b.DisruptionsAllowed})
+	}
+	for _, d := range sorted(f.DaemonSets()) {
+		o.DaemonSets = append(o.DaemonSets, scaling.DaemonSet{Namespace: d.Namespace, Name: d.Name, Class: class(d.Class)})
+	}
+	for _, r := range sorted(f.Records()) {
+		o.Records = append(o.Records, record(r))
+	}
+	return o
+}
+
+func sorted[V any](m map[string]V) []V {
+	out := make([]V, 0, len(m))
+	for _, k := range slices.Sorted(maps.Keys(m)) {
+		out = append(out, m[k])
+	}
+	return out
+}
+
+func pod(p events.SnapshotPod) scaling.Pod {
+	out := scaling.Pod{Namespace: p.Namespace, Name: p.Name, Class: p.Class, Node: p.Node, NominatedNode: p.NominatedNode, Phase: p.Phase,
+		CreatedAt: p.CreatedAt, Deleting: p.Deleting, Mirror: p.Mirror, Gated: p.Gated, Annotations: p.Annotations,
+		UnschedulableSince: p.UnschedulableSince}
+	if p.Owner != nil {
+		out.OwnerKind, out.OwnerName = p.Owner.Kind, p.Owner.Name
+	}
+	for _, v := range p.LocalStorage {
+		out.LocalStorage = append(out.LocalStorage, scaling.LocalVolume(v))
+	}
+	return out
+}
+
+func record(r events.NodeRecord) scaling.Record {
+	out := scaling.Record{Name: r.Name, Pool: r.Pool, ClaimID: r.ClaimID, Phase: r.Phase, ClaimedAt: r.ClaimedAt, ReadyAt: r.ReadyAt}
+	if r.Failure != nil {
+		out.Failure = r.Failure.Reason.Code + ": " + r.Failure.Reason.Message
+	}
+	if d := r.Drain; d != nil {
+		out.Drain = &scaling.DrainRecord{Goal: d.Goal, Phase: d.Phase, RequestID: d.RequestID, Since: d.Since}
+	}
+	return out
+}
+
+func class(c events.PodClass) scaling.PodClass {
+	out := scaling.PodClass{ID: c.ID, Namespace: c.Namespace, Labels: c.Labels, Requests: resources(c.Requests), NodeSelector: c.NodeSelector,
+		Priority: c.Priority, SchedulerName: c.SchedulerName, Unsimulated: c.Unsimulated}
+	for _, t := range c.NodeAffinity {
+		out.NodeAffinity = append(out.NodeAffinity, corev1.NodeSelectorTerm{
+			MatchExpressions: nodeRequirements(t.MatchExpressions), MatchFields: nodeRequirements(t.MatchFields)})
+	}
+	for _, t := range c.Tolerations {
+		out.Tolerations = append(out.Tolerations, corev1.Toleration{Key: t.Key, Operator: corev1.TolerationOperator(t.Operator),
+			Value: t.Value, Effect: corev1.TaintEffect(t.Effect)})
+	}
+	return out
+}
+
+func nodeRequirements(rs []events.Requirement) []corev1.NodeSelectorRequirement {
+	var out []corev1.NodeSelectorRequirement
+	for _, r := range rs {
+		out = append(out, corev1.NodeSelectorRequirement{Key: r.Key, Operator: corev1.NodeSelectorOperator(r.Operator), Values: r.Values})
+	}
+	return out
+}
+
+func selector(s events.Selector) metav1.LabelSelector {
+	out := metav1.LabelSelector{MatchLabels: s.MatchLabels}
+	for _, r := range s.MatchExpressions {
+		out.MatchExpressions = append(out.MatchExpressions, metav1.LabelSelectorRequirement{Key: r.Key,
+			Operator: metav1.LabelSelectorOperator(r.Operator), Values: r.Values})
+	}
+	return out
+}
+
+func taints(ts []events.Taint) []corev1.Taint {
+	var out []corev1.Taint
+	for _, t := range ts {
+		out = append(out, corev1.Taint{Key: t.Key, Value: t.Value, Effect: corev1.TaintEffect(t.Effect)})
+	}
+	return out
+}
+
+func resources(r events.Resources) scaling.Resources {
+	return scaling.Resources{CPUMilli: r.CPUMilli, MemoryBytes: r.MemoryBytes, Pods: r.Pods, Extended: r.Extended}
+}
