@@ -121,6 +121,7 @@ func buildCatalog() []Definition {
 		def(NodeDrainBlocked{}, KeyNode, "draining", "provisioning", "An eviction is refused; by what, and what would help."),
 		def(NodeDrained{}, KeyNode, "draining", "provisioning", "No pod is left that had to move. For a removal, the point of no return."),
 		def(NodeUncordoned{}, KeyNode, "draining", "provisioning", "A drain or cordon was undone; the node is capacity again."),
+		def(NodeCancelRefused{}, KeyNode, "draining", "", "A cancel came after the point of no return and was refused."),
 		def(TimerFired{}, KeyEither, "bus", "", "A deadline that a handler armed has come; read by that handler alone."),
 		def(DeadletterRecorded{}, KeyEither, "bus", "", "An event could not be handled and was set aside, with its reason."),
 		def(DeadletterRedriven{}, KeyEither, "bus api", "", "A dead letter was published again."),

@@ -22,6 +22,7 @@ const (
 	TypeNodeDrainBlocked      = TypePrefix + "node.drain.blocked.v1"
 	TypeNodeDrained           = TypePrefix + "node.drained.v1"
 	TypeNodeUncordoned        = TypePrefix + "node.uncordoned.v1"
+	TypeNodeCancelRefused     = TypePrefix + "node.drain.cancel.refused.v1"
 )
 
 // Labels that we put on our nodes and machines. Only nodes with LabelClaim are
@@ -464,3 +465,17 @@ func (NodeUncordoned) EventType() string { return TypeNodeUncordoned }
 
 // Validate implements Payload.
 func (p NodeUncordoned) Validate() error { return p.validate() }
+
+// NodeCancelRefused says that a cancel came after the point of no return: the
+// node is being removed.
+type NodeCancelRefused struct {
+	DrainRef
+	CancelID string `json:"cancel_id"` // event id of the node.drain.cancelled
+	Reason   Reason `json:"reason"`
+}
+
+// EventType implements Payload.
+func (NodeCancelRefused) EventType() string { return TypeNodeCancelRefused }
+
+// Validate implements Payload.
+func (p NodeCancelRefused) Validate() error { return p.validate() }

@@ -147,6 +147,9 @@ type Drain struct {
 	Attempt   int       `json:"attempt,omitempty"`
 	LastError string    `json:"last_error,omitempty"`
 
+	// UndoAnyone says that a person asked for the undo: any cordon is undone, not
+	// only that of the request.
+	UndoAnyone bool `json:"undo_anyone,omitempty"`
 	// UndoReason says why an undo is under way: DrainDeadline, Cancelled, ...
 	UndoReason Reason `json:"undo_reason,omitzero"`
 }

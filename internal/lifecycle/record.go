@@ -30,6 +30,7 @@ type Node struct {
 	Epoch string `json:"epoch,omitempty"`
 
 	CorrelationID string `json:"correlation_id,omitempty"`
+	CausationID   string `json:"causation_id,omitempty"` // the event that the work under way follows from
 	DecisionID    string `json:"decision_id,omitempty"`
 	Reason        Reason `json:"reason,omitzero"` // of the claim
 	Actor         string `json:"actor,omitempty"`

@@ -1,0 +1,73 @@
+package draining
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+)
+
+// ErrNotFound says that there is no such node or pod.
+var ErrNotFound = errors.New("not found")
+
+// Node is what a drain needs to know of a node.
+type Node struct {
+	Name    string
+	ClaimID string // of our claim label, empty when the node is not ours
+}
+
+// Pod is what a drain needs to know of a pod.
+type Pod struct {
+	Namespace, Name, UID string
+	OwnerKind            string // of its controller, empty when there is none
+	DaemonSet            bool   // its controller would put it back on the node
+	Mirror               bool   // a static pod of the kubelet
+	Finished             bool   // Succeeded or Failed
+	Deleting             bool
+	// DeletionDeadline is when a deleting pod's grace ends.
+	DeletionDeadline time.Time
+	// LocalStorage names the volumes whose data is lost with the node.
+	LocalStorage []string
+	Annotations  map[string]string
+}
+
+// Ref is "namespace/name".
+func (p Pod) Ref() string { return p.Namespace + "/" + p.Name }
+
+// Blocked says that the API server refuses an eviction for now.
+type Blocked struct {
+	Budget  string // "namespace/name" of the disruption budget, empty when unknown
+	Message string // the server's own
+}
+
+func (b *Blocked) Error() string {
+	return fmt.Sprintf("eviction refused by disruption budget %s: %s", b.Budget, b.Message)
+}
+
+// Cluster is the API server of one cluster, as a drain uses it. Every act may
+// be repeated.
+type Cluster interface {
+	Cordoner
+	Evictor
+}
+
+// Cordoner makes nodes unschedulable and schedulable.
+type Cordoner interface {
+	// Node returns a node, ErrNotFound when there is none.
+	Node(ctx context.Context, name string) (Node, error)
+	// Cordon makes a node unschedulable in the name of a request. ours is false
+	// when somebody else had cordoned it before. ErrNotFound when there is none.
+	Cordon(ctx context.Context, name, request string) (ours bool, err error)
+	// Uncordon undoes the cordon of a request; with anyone, any cordon. A node
+	// that is not cordoned so is left as it is. ErrNotFound when there is none.
+	Uncordon(ctx context.Context, name, request string, anyone bool) error
+}
+
+// Evictor empties nodes.
+type Evictor interface {
+	// Pods returns the pods bound to a node.
+	Pods(ctx context.Context, node string) ([]Pod, error)
+	// Evict asks for a pod to leave through the eviction API, which respects its
+	// budget. nil: it is terminating. ErrNotFound: it is gone. *Blocked: refused.
+	Evict(ctx context.Context, p Pod) error
+}
