@@ -69,6 +69,21 @@ func (a *Actor) Uncordon(ctx context.Context, node, requestID string) (undone bo
 	return undone && err == nil, wrap(err, "uncordon node %s", node)
 }
 
+// UncordonAny makes a node schedulable, whoever had cordoned it: a person asked
+// for it. ErrNotFound when there is no such node.
+func (a *Actor) UncordonAny(ctx context.Context, node string) error {
+	err := a.edit(ctx, node, func(n *corev1.Node) map[string]any {
+		if _, marked := n.Annotations[AnnotationCordonedBy]; !marked && !n.Spec.Unschedulable {
+			return nil
+		}
+		return map[string]any{
+			"metadata": map[string]any{"annotations": map[string]any{AnnotationCordonedBy: nil}},
+			"spec":     map[string]any{"unschedulable": nil},
+		}
+	})
+	return wrap(err, "uncordon node %s", node)
+}
+
 // edit reads a node and patches it, unless somebody changed it in between:
 // then it decides again on what they left. A nil patch is no call.
 func (a *Actor) edit(ctx context.Context, node string, decide func(*corev1.Node) map[string]any) error {

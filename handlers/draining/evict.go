@@ -1,0 +1,322 @@
+package draining
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/k3s-autoscaler/k3s-autoscaler/events"
+	"github.com/k3s-autoscaler/k3s-autoscaler/internal/lifecycle"
+)
+
+// Kinds of blocker.
+const (
+	blockBudget       = "PodDisruptionBudget"
+	blockTerminating  = "Terminating"
+	blockUnmanaged    = "Unmanaged"
+	blockLocalStorage = "LocalStorage"
+	blockDoNotDisrupt = "DoNotDisrupt"
+	blockRefused      = "Refused"
+)
+
+// Annotations that users of Cluster Autoscaler and Karpenter have on their pods
+// already; they mean the same here.
+const (
+	safeToEvict  = "cluster-autoscaler.kubernetes.io/safe-to-evict"
+	doNotDisrupt = "karpenter.sh/do-not-disrupt"
+)
+
+// systemNamespace holds what the cluster itself needs; its pods leave last.
+const systemNamespace = "kube-system"
+
+// moves reports whether a pod has to leave a node that is drained. DaemonSet
+// pods would come back at once, mirror pods are the kubelet's, and nothing runs
+// in finished ones.
+func moves(p Pod) bool { return !p.DaemonSet && !p.Mirror && !p.Finished }
+
+// neverEvicted returns the pods that a drain does not evict, with what would
+// help. As with kubectl drain, a pod that nothing would start again and data
+// that would be lost stop it; safe-to-evict lifts both. What asks not to be
+// disrupted stops a drain that nobody asked for by hand.
+func neverEvicted(pods []Pod, byHand bool) []lifecycle.Blocker {
+	var out []lifecycle.Blocker
+	block := func(p Pod, kind, message, fix string) {
+		out = append(out, lifecycle.Blocker{Kind: kind, Pod: p.Ref(), Message: message, Fix: fix})
+	}
+	for _, p := range pods {
+		if !moves(p) || p.Deleting {
+			continue
+		}
+		safe := p.Annotations[safeToEvict]
+		switch {
+		case safe == "true":
+		case !byHand && safe == "false":
+			block(p, blockDoNotDisrupt, "it carries the annotation "+safeToEvict+": \"false\"", "remove the annotation, or wait until the pod has finished")
+		case !byHand && p.Annotations[doNotDisrupt] == "true":
+			block(p, blockDoNotDisrupt, "it carries the annotation "+doNotDisrupt+": \"true\"", "remove the annotation, or wait until the pod has finished")
+		case p.OwnerKind == "":
+			block(p, blockUnmanaged, "no controller would start it again elsewhere", "delete the pod, give it a controller, or annotate it with "+safeToEvict+": \"true\"")
+		case len(p.LocalStorage) > 0:
+			block(p, blockLocalStorage, "its data would be lost with the node: volumes "+strings.Join(p.LocalStorage, ", "),
+				"move the data, or annotate the pod with "+safeToEvict+": \"true\"")
+		}
+	}
+	return out
+}
+
+// outcome is what became of one eviction.
+type outcome struct {
+	pod     Pod
+	blocked *Blocked
+	err     error
+	gone    bool
+}
+
+// evictRound looks at the node and asks for what can leave to leave. It commits
+// which evictions it is about to ask for, asks, and commits what came of it.
+func (h *Handler) evictRound(ctx context.Context, l *lease) error {
+	d := l.Record()
+	c, err := h.cluster(l.Key().Cluster)
+	if err != nil {
+		return err
+	}
+	if _, err := c.Node(ctx, d.Node); errors.Is(err, ErrNotFound) {
+		return h.gone(ctx, l)
+	} else if err != nil {
+		return fmt.Errorf("look at the node: %w", err)
+	}
+	pods, err := c.Pods(ctx, d.Node)
+	if err != nil {
+		return fmt.Errorf("list the node's pods: %w", err)
+	}
+	here := slices.DeleteFunc(slices.Clone(pods), func(p Pod) bool { return !moves(p) })
+	if len(here) == 0 {
+		return h.drained(ctx, l)
+	}
+	never := neverEvicted(here, d.Actor != "")
+	try := candidates(here, never)
+	if refs := refsOf(try); len(refs) > 0 && len(d.Evicting) == 0 {
+		moved, err := commit(ctx, l, fmt.Sprintf("intent/%s/%d", d.RequestID, d.Round), func(t *turn) error {
+			if !same(*t.State, d) {
+				return errMoved
+			}
+			t.State.Evicting = refs
+			return nil
+		})
+		if err != nil || moved {
+			return err
+		}
+		d = l.Record()
+	}
+	outcomes := h.evictAll(ctx, c, try)
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	return h.record(ctx, l, here, never, outcomes)
+}
+
+// candidates are the pods to evict now: those of the system only when no other
+// is left.
+func candidates(here []Pod, never []lifecycle.Blocker) []Pod {
+	var system, others []Pod
+	waiting := false
+	for _, p := range here {
+		switch {
+		case p.Deleting:
+			waiting = waiting || p.Namespace != systemNamespace
+		case slices.ContainsFunc(never, func(b lifecycle.Blocker) bool { return b.Pod == p.Ref() }):
+		case p.Namespace == systemNamespace:
+			system = append(system, p)
+		default:
+			others = append(others, p)
+		}
+	}
+	if len(others) > 0 || waiting {
+		return others
+	}
+	return system
+}
+
+// evictAll asks for all evictions, a bounded number at a time.
+func (h *Handler) evictAll(ctx context.Context, c Evictor, pods []Pod) []outcome {
+	out := make([]outcome, len(pods))
+	slots := make(chan struct{}, h.opts.Evictions)
+	var wg sync.WaitGroup
+	for i, p := range pods {
+		slots <- struct{}{}
+		wg.Go(func() {
+			defer func() { <-slots }()
+			out[i] = h.evict(ctx, c, p)
+		})
+	}
+	wg.Wait()
+	return out
+}
+
+func (h *Handler) evict(ctx context.Context, c Evictor, p Pod) outcome {
+	err := h.effect(ctx, "evict", func(ctx context.Context) error { return c.Evict(ctx, p) })
+	var blocked *Blocked
+	result := "accepted"
+	o := outcome{pod: p}
+	switch {
+	case err == nil:
+	case errors.Is(err, ErrNotFound):
+		o.gone, result = true, "gone"
+	case errors.As(err, &blocked):
+		o.blocked, result = blocked, "blocked"
+	default:
+		o.err, result = err, "failed"
+	}
+	h.metrics.evictions.WithLabelValues(result).Inc()
+	return o
+}
+
+// record commits what a round came to, and when the next is.
+func (h *Handler) record(ctx context.Context, l *lease, here []Pod, never []lifecycle.Blocker, outcomes []outcome) error {
+	was := l.Record()
+	now := h.opts.Clock.Now()
+	blockers := slices.Clone(never)
+	left := map[string]bool{}
+	var failed []error
+	refused := false
+	for _, o := range outcomes {
+		switch {
+		case o.blocked != nil:
+			refused = true
+			blockers = append(blockers, budgetBlocker(o.pod, o.blocked))
+		case o.err != nil:
+			failed = append(failed, o.err)
+		default:
+			left[o.pod.Ref()] = true
+		}
+	}
+	for _, p := range here {
+		if p.Deleting {
+			left[p.Ref()] = true
+			if stuck := now.Sub(p.DeletionDeadline); stuck > h.opts.Times.Stuck {
+				blockers = append(blockers, lifecycle.Blocker{Kind: blockTerminating, Pod: p.Ref(),
+					Message: fmt.Sprintf("it is still there %s after its grace period ended", stuck.Round(time.Second)),
+					Fix:     "look at its finalizers and at the kubelet of the node"})
+			}
+		}
+	}
+	// What the intent named and is on its way or gone was evicted, also when the
+	// process that asked died before it could say so.
+	var evicted []string
+	for _, r := range was.Evicting {
+		if present := slices.ContainsFunc(here, func(p Pod) bool { return p.Ref() == r }); !present || left[r] {
+			evicted = append(evicted, r)
+		}
+	}
+	slices.SortFunc(blockers, func(a, b lifecycle.Blocker) int { return strings.Compare(a.Pod+a.Kind, b.Pod+b.Kind) })
+	_, err := commit(ctx, l, fmt.Sprintf("round/%s/%d", was.RequestID, was.Round), func(t *turn) error {
+		st := t.State
+		if !same(*st, was) {
+			return errMoved
+		}
+		changed := !slices.Equal(keys(st.Blockers), keys(blockers))
+		st.Round++
+		st.Evicting, st.Evicted, st.Remaining, st.Blockers = nil, st.Evicted+len(evicted), len(here), blockers
+		st.LastError = ""
+		if err := errors.Join(failed...); err != nil {
+			st.LastError = err.Error()
+		}
+		st.NextAt = t.Now.Add(h.opts.Times.Poll)
+		if refused || len(failed) > 0 {
+			st.Attempt++
+			st.NextAt = t.Now.Add(h.backoff(st.Attempt))
+		} else {
+			st.Attempt = 0
+		}
+		if len(evicted) > 0 {
+			if err := emit(t, events.NodeDrainProgressed{DrainRef: ref(t), Evicted: evicted, Remaining: len(here)}); err != nil {
+				return err
+			}
+		}
+		if changed && len(blockers) > 0 {
+			return emit(t, events.NodeDrainBlocked{DrainRef: ref(t), Blockers: eventBlockers(blockers), Deadline: st.Deadline})
+		}
+		return nil
+	})
+	if err != nil {
+		return fmt.Errorf("record evictions: %w", err)
+	}
+	if len(evicted) > 0 || len(blockers) > 0 {
+		h.log.InfoContext(ctx, "drain goes on", "node", was.Node, "evicted", len(evicted), "remaining", len(here),
+			"blockers", names(blockers), "deadline", was.Deadline, "correlation_id", was.CorrelationID)
+	}
+	if err := errors.Join(failed...); err != nil {
+		h.log.WarnContext(ctx, "evictions failed and will be asked for again", "node", was.Node, "error", err)
+	}
+	return nil
+}
+
+// drained commits that the node is empty: with goal remove, the point of no
+// return.
+func (h *Handler) drained(ctx context.Context, l *lease) error {
+	d := l.Record()
+	if err := h.settle(ctx, l, lifecycle.OnEmptied, func(t *turn) error {
+		st := t.State
+		if n := len(st.Evicting); n > 0 {
+			evicted := st.Evicting
+			st.Evicted, st.Evicting = st.Evicted+n, nil
+			if err := emit(t, events.NodeDrainProgressed{DrainRef: ref(t), Evicted: evicted}); err != nil {
+				return err
+			}
+		}
+		st.Remaining, st.Blockers = 0, nil
+		return emit(t, events.NodeDrained{DrainRef: ref(t), DecisionID: st.DecisionID, Reason: events.Reason(st.Reason),
+			Actor: st.Actor, Evicted: st.Evicted, DecidedAt: st.DecidedAt})
+	}); err != nil {
+		return err
+	}
+	h.log.InfoContext(ctx, "node drained", "node", d.Node, "goal", d.Goal, "evicted", l.Record().Evicted, "request", d.RequestID, "correlation_id", d.CorrelationID)
+	return nil
+}
+
+func budgetBlocker(p Pod, b *Blocked) lifecycle.Blocker {
+	if b.Budget == "" {
+		return lifecycle.Blocker{Kind: blockRefused, Pod: p.Ref(), Message: b.Message, Fix: "see the message"}
+	}
+	return lifecycle.Blocker{Kind: blockBudget, Name: b.Budget, Pod: p.Ref(), Message: b.Message,
+		Fix: fmt.Sprintf("run more healthy replicas, or let the budget %s allow a disruption", b.Budget)}
+}
+
+func refsOf(pods []Pod) []string {
+	out := make([]string, len(pods))
+	for i, p := range pods {
+		out[i] = p.Ref()
+	}
+	slices.Sort(out)
+	return out
+}
+
+// keys tell whether a set of blockers is another one; their messages count
+// seconds and replicas.
+func keys(bs []lifecycle.Blocker) []string {
+	out := make([]string, len(bs))
+	for i, b := range bs {
+		out[i] = b.Kind + " " + b.Name + " " + b.Pod
+	}
+	return out
+}
+
+func names(bs []lifecycle.Blocker) []string {
+	out := make([]string, len(bs))
+	for i, b := range bs {
+		out[i] = strings.TrimSpace(b.Kind + " " + b.Name + " for pod " + b.Pod)
+	}
+	return out
+}
+
+func eventBlockers(bs []lifecycle.Blocker) []events.Blocker {
+	var out []events.Blocker
+	for _, b := range bs {
+		out = append(out, events.Blocker(b))
+	}
+	return out
+}
