@@ -70,18 +70,46 @@ func (b *Bus) publishEach(ctx context.Context, es []events.Event, msgs []*nats.M
 }
 
 // PublishExpecting publishes e if last is the sequence of the last event of its
-// subject (0: there is none), and ErrConflict otherwise. An event that was
-// published before, within 10 minutes, succeeds with the sequence it has.
+// subject (0: there is none), and ErrConflict otherwise. If the last event of
+// the subject is e itself, an earlier call succeeded without knowing: that is
+// success, with the sequence it has.
 func (b *Bus) PublishExpecting(ctx context.Context, e events.Event, last uint64) (seq uint64, err error) {
 	m, err := b.encode(e)
 	if err != nil {
 		return 0, fmt.Errorf("publish: %w", err)
 	}
 	ack, err := b.publishMsg(ctx, m, jetstream.WithExpectLastSequencePerSubject(last))
-	if err != nil {
-		return 0, fmt.Errorf("publish %s %s: %w", e.Type(), e.ID(), err)
+	if err == nil {
+		return ack.Sequence, nil
 	}
-	return ack.Sequence, nil
+	if errors.Is(err, ErrConflict) {
+		if seq, rerr := b.lastIs(ctx, e, m.Subject); rerr != nil || seq > 0 {
+			return seq, rerr
+		}
+	}
+	return 0, fmt.Errorf("publish %s %s: %w", e.Type(), e.ID(), err)
+}
+
+// lastIs returns the sequence of e if it is the last event of its subject, else 0.
+func (b *Bus) lastIs(ctx context.Context, e events.Event, subject string) (uint64, error) {
+	k, err := KeyOf(e)
+	if err != nil {
+		return 0, err
+	}
+	p, err := PartitionOf(k)
+	if err != nil {
+		return 0, err
+	}
+	ctx, cancel := b.bound(ctx)
+	defer cancel()
+	m, err := b.stream.GetLastMsgForSubject(ctx, storedSubject(p, subject))
+	if err != nil {
+		return 0, fmt.Errorf("read the last event of %s: %w", subject, unavailable(err))
+	}
+	if m.Header.Get(headerMsgID) != MessageID(e) {
+		return 0, nil
+	}
+	return m.Sequence, nil
 }
 
 func (b *Bus) encode(e events.Event) (*nats.Msg, error) {
