@@ -108,6 +108,7 @@ func (e *evaluation) downRequest(r Request, all []candidate) {
 				e.s.Requests[i].Count = left
 			}
 		}
+		p.guard(why)
 		e.defer_(r, Reason{why.code, why.Message})
 	}
 }

@@ -217,7 +217,7 @@ func TestPodsThatDoNotHaveToMoveKeepNoNode(t *testing.T) {
 		s.pods("web", "a-2", 1)
 		s.pods("web", "a-1", 1)
 		s.nodeOf("a-1").Unschedulable = true
-		require.Equal(t, []string{"a-2"}, drained(s.pass(10*time.Minute)[0]))
+		require.Equal(t, []string{"a-2"}, drained(s.pass(10 * time.Minute)[0]))
 	})
 }
 

@@ -59,6 +59,7 @@ type poolRun struct {
 	would     []string
 	pods      []string
 	inputs    []string
+	replies   []Reason // what became of requests
 	answered  []string // requests that this evaluation served or refused
 	deferred  []string
 	actor     string

@@ -71,10 +71,11 @@ func (e *evaluation) decide(p *poolRun) Decision {
 		d.Verdict, d.Delta, d.Nodes = Down, -len(p.removed), p.removed
 		d.Reason = combine(p.downs)
 		d.Overruled = append(d.Overruled, p.holds...)
+	case len(p.replies) > 0: // a person waits for it: it comes first
+		d.Verdict, d.Reason = Held, p.replies[0]
+		d.Overruled = append(d.Overruled, p.holds...)
 	case len(p.holds) > 0:
 		d.Verdict, d.Reason = Held, p.holds[0]
-	case len(p.answered) > 0:
-		d.Verdict, d.Reason = Held, Reason{CodeRequest, lastMessage(p.rules)}
 	case p.inFlight > 0:
 		d.Verdict, d.Reason = Held, Reason{CodeClaimsInFlight, fmt.Sprintf("%d new nodes are on their way", p.inFlight)}
 	case p.leaving > 0:
@@ -122,15 +123,6 @@ func combine(rs []Reason) Reason {
 	}
 	out.Message = strings.Join(texts[:min(len(texts), 10)], "; ")
 	return out
-}
-
-func lastMessage(rules []Rule) string {
-	for _, r := range slices.Backward(rules) {
-		if r.Kind == RuleRequest {
-			return r.Message
-		}
-	}
-	return "a request was served"
 }
 
 // fingerprint is what has to differ for a held verdict to be worth saying

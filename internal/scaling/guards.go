@@ -33,11 +33,20 @@ func (e *evaluation) upGuard(p *poolRun, override bool) *Guard {
 	return nil
 }
 
+// maxClaims is how many nodes of a pool one evaluation claims at most: what
+// follows from an event has to fit one message. The next event goes on.
+const maxClaims = 300
+
 // slots is how many nodes the pool may still get. Nodes that are leaving take
 // their place until they are gone.
-func (p *poolRun) slots() int { return max(p.Max-p.physical, 0) }
+func (p *poolRun) slots() int { return max(min(p.Max-p.physical, maxClaims-len(p.added)), 0) }
 
+// maxGuard is what slots ran into.
 func (p *poolRun) maxGuard() Guard {
+	if p.physical < p.Max {
+		return Guard{Guard: "batch", code: CodeClaimsInFlight, Value: fmt.Sprint(maxClaims),
+			Message: fmt.Sprintf("%d nodes of pool %s are claimed at a time", maxClaims, p.Name), Lifts: "with the next event"}
+	}
 	return Guard{Guard: "max", code: CodeAtMax, Value: fmt.Sprintf("%d of %d", p.physical, p.Max),
 		Message: fmt.Sprintf("pool %s has %d nodes, claims in flight and leaving nodes included, of at most %d", p.Name, p.physical, p.Max),
 		Lifts:   "when max is raised or a node has left"}

@@ -185,7 +185,9 @@ type Seed struct {
 
 // active reports whether the drain is under way, or holds the node in its last
 // state. It is safe on nil.
-func (d *DrainRecord) active() bool { return d != nil && d.Phase != DrainUncordoned && d.Phase != DrainDone }
+func (d *DrainRecord) active() bool {
+	return d != nil && d.Phase != DrainUncordoned && d.Phase != DrainDone
+}
 
 // undoing reports whether the node is about to be schedulable again.
 func (d *DrainRecord) undoing() bool { return d != nil && d.Phase == DrainUncordoning }
@@ -194,4 +196,6 @@ func (d *DrainRecord) undoing() bool { return d != nil && d.Phase == DrainUncord
 func (d *DrainRecord) removes() bool { return d.active() && !d.undoing() && d.Goal == GoalRemove }
 
 // final reports whether the removal can't be called off any more.
-func (d *DrainRecord) final() bool { return d != nil && d.Goal == GoalRemove && d.Phase == DrainDrained }
+func (d *DrainRecord) final() bool {
+	return d != nil && d.Goal == GoalRemove && d.Phase == DrainDrained
+}

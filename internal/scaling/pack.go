@@ -204,10 +204,11 @@ func (e *evaluation) explainGroup(p *poolRun, g *group, all []*Pod, held *Guard)
 		p.would = append(p.would, held.Lifts)
 	default:
 		p.proposed = true
-		p.guard(p.maxGuard())
-		p.hold(CodeAtMax, fmt.Sprintf("%d pods like %s need more nodes than max %d of pool %s allows", len(g.pods), g.pods[0].Ref(), p.Max, p.Name))
-		p.overruled = append(p.overruled, Reason{CodeAtMax, fmt.Sprintf("%d pods like %s need more nodes, pool %s has %d of at most %d",
-			len(g.pods), g.pods[0].Ref(), p.Name, p.physical, p.Max)})
-		p.would = append(p.would, fmt.Sprintf("raise max of pool %s above %d", p.Name, p.Max))
+		limit := p.maxGuard()
+		text := fmt.Sprintf("%d pods like %s need more nodes: %s", len(g.pods), g.pods[0].Ref(), limit.Message)
+		p.guard(limit)
+		p.hold(limit.code, text)
+		p.overruled = append(p.overruled, Reason{limit.code, text})
+		p.would = append(p.would, limit.remedy(p))
 	}
 }

@@ -1,6 +1,7 @@
 package scaling
 
 import (
+	"cmp"
 	"fmt"
 	"slices"
 	"strings"
@@ -45,18 +46,14 @@ func (e *evaluation) answer(r Request, reason Reason) {
 	p := e.poolOf(r)
 	p.answered = append(p.answered, r.ID)
 	p.input(r.ID)
-	verdict := None
-	switch reason.Code {
-	case CodeRequestRefused, CodeRequestExpired, CodeUnknownPool, CodeAtMin, CodeAtMax:
-		p.holds = slices.Insert(p.holds, 0, reason) // a person waits for it: it comes first
+	if reason.Code == CodeRequest {
+		p.replies = append(p.replies, reason)
+		p.actor = cmp.Or(p.actor, r.Actor)
+	} else { // what is refused comes first
+		p.replies = slices.Insert(p.replies, 0, reason)
 		p.overruled = append(p.overruled, reason)
-	case CodeRequest:
-		if p.actor == "" {
-			p.actor = r.Actor
-		}
 	}
-	p.rules = append(p.rules, Rule{Rule: "request " + r.ID, Kind: RuleRequest, Value: r.describe(), Verdict: verdict,
-		Message: reason.Message})
+	p.rules = append(p.rules, Rule{Rule: "request " + r.ID, Kind: RuleRequest, Value: r.describe(), Verdict: None, Message: reason.Message})
 	e.s.Requests = slices.DeleteFunc(slices.Clone(e.s.Requests), func(o Request) bool { return o.ID == r.ID })
 }
 

@@ -96,7 +96,17 @@ func (e *evaluation) upRequest(r Request) {
 	got := e.grow(p, want, CauseRequest, r.because())
 	p.trigger(r.At)
 	if got < want {
-		p.guard(p.maxGuard())
+		g := p.maxGuard()
+		p.guard(g)
+		if g.code != CodeAtMax { // the rest comes with the next event
+			for i := range e.s.Requests {
+				if e.s.Requests[i].ID == r.ID && r.Action == ActionUp {
+					e.s.Requests[i].Count = want - got
+				}
+			}
+			e.defer_(r, Reason{g.code, g.Message})
+			return
+		}
 		capped := Reason{CodeAtMax, fmt.Sprintf("%s by %s asks for %d nodes, max %d allows %d", r.describe(), r.Actor, want, p.Max, got)}
 		if got == 0 {
 			e.refuse(r, CodeAtMax, "pool %s has %d nodes, leaving ones included, of at most %d", p.Name, p.physical, p.Max)
@@ -140,10 +150,19 @@ func (p *poolRun) held(g *Guard, why Reason) {
 
 // capped notes that max allowed fewer nodes than were asked for.
 func (p *poolRun) capped(why Reason, want, got int) {
-	p.guard(p.maxGuard())
-	p.hold(CodeAtMax, fmt.Sprintf("%s; %d more needed, pool %s may get %d (max %d)", why.Message, want, p.Name, got, p.Max))
-	p.overruled = append(p.overruled, Reason{CodeAtMax, fmt.Sprintf("%d of %d nodes: %s", want-got, want, why.Message)})
-	p.would = append(p.would, fmt.Sprintf("raise max of pool %s above %d", p.Name, p.Max))
+	g := p.maxGuard()
+	p.guard(g)
+	p.hold(g.code, fmt.Sprintf("%s; %d more needed, pool %s may get %d: %s", why.Message, want, p.Name, got, g.Message))
+	p.overruled = append(p.overruled, Reason{g.code, fmt.Sprintf("%d of %d nodes: %s", want-got, want, why.Message)})
+	p.would = append(p.would, g.remedy(p))
+}
+
+// remedy is what would have to change for a capped need.
+func (g Guard) remedy(p *poolRun) string {
+	if g.code == CodeAtMax {
+		return fmt.Sprintf("raise max of pool %s above %d", p.Name, p.Max)
+	}
+	return g.Lifts
 }
 
 // alerts adds nodes for the alert rules of a pool. A rule is level state: it
