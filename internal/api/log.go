@@ -1,0 +1,278 @@
+package api
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/http"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/danielgtaylor/huma/v2"
+
+	"github.com/k3s-autoscaler/k3s-autoscaler/bus"
+	"github.com/k3s-autoscaler/k3s-autoscaler/events"
+)
+
+// recentWindow is how far back a listing without a beginning looks.
+const recentWindow = time.Hour
+
+// logFilter are the filters of /v1/events and /v1/stream.
+type logFilter struct {
+	inCluster
+	Node string   `query:"node" doc:"Only about this node, or _cluster" maxLength:"253"`
+	Type []string `query:"type,explode" doc:"Event types, e.g. node.ready or node.*"`
+	Full bool     `query:"full" doc:"With the data of snapshots and checkpoints, which are large"`
+}
+
+func (f logFilter) options() (bus.ReadOptions, error) {
+	types, err := fullTypes(f.Type)
+	if err != nil {
+		return bus.ReadOptions{}, err
+	}
+	if f.Cluster != "" {
+		if err := events.ValidateCluster(f.Cluster); err != nil {
+			return bus.ReadOptions{}, huma.Error422UnprocessableEntity(sentence(err), &huma.ErrorDetail{Location: "query.cluster", Message: err.Error(), Value: f.Cluster})
+		}
+	}
+	if f.Node != "" {
+		if _, err := events.EncodeKey(f.Node); err != nil {
+			return bus.ReadOptions{}, huma.Error422UnprocessableEntity(sentence(err), &huma.ErrorDetail{Location: "query.node", Message: err.Error(), Value: f.Node})
+		}
+	}
+	return bus.ReadOptions{Cluster: f.Cluster, Node: f.Node, Types: types}, nil
+}
+
+// large lists the types whose data is left out unless it is asked for.
+func large(typ string) bool {
+	return typ == events.TypeSnapshotCaptured || typ == events.TypeSnapshotChanged || typ == events.TypeDecisionCheckpointed
+}
+
+func entry(d bus.Delivery, full bool) (Entry, error) {
+	out := Entry{Sequence: d.Sequence, StreamTime: d.StreamTime}
+	e := d.Event
+	if !full && large(e.Type()) && len(e.Data()) > 1024 {
+		e = e.Clone()
+		out.Truncated = true
+		e.DataEncoded = nil
+	}
+	b, err := e.MarshalJSON()
+	if err != nil {
+		return out, fmt.Errorf("encode event %s: %w", e.ID(), err)
+	}
+	out.Event = b
+	return out, nil
+}
+
+func (s *Server) listEvents(ctx context.Context, in *struct {
+	logFilter
+	Since  string `query:"since" doc:"Not before: a time (RFC 3339) or how long ago, e.g. 10m" maxLength:"40"`
+	Limit  int    `query:"limit" minimum:"1" maximum:"1000" default:"100"`
+	Cursor string `query:"cursor" doc:"'next' of the page before" maxLength:"20"`
+}) (*body[Page[Entry]], error) {
+	o, err := in.options()
+	if err != nil {
+		return nil, err
+	}
+	now := s.o.Clock.Now()
+	since, err := when(in.Since, now)
+	if err != nil {
+		return nil, huma.Error422UnprocessableEntity("A time is not understood.", &huma.ErrorDetail{Location: "query.since", Message: err.Error(), Value: in.Since})
+	}
+	newest := in.Since == "" && in.Cursor == ""
+	o.Since = since
+	if newest {
+		o.Since = now.Add(-recentWindow)
+	} else {
+		o.Limit = in.Limit
+	}
+	if in.Cursor != "" {
+		last, err := strconv.ParseUint(in.Cursor, 10, 63)
+		if err != nil {
+			return nil, huma.Error400BadRequest("The cursor is not one of ours.", &huma.ErrorDetail{Location: "query.cursor", Message: "expected 'next' of a page", Value: in.Cursor})
+		}
+		o.FromSequence = last + 1
+	}
+	if o.UntilSequence, err = s.o.Log.LastSequence(ctx); err != nil {
+		return nil, s.queryError(ctx, "the event log", err)
+	}
+	items := []Entry{}
+	if o.UntilSequence < max(o.FromSequence, 1) {
+		return &body[Page[Entry]]{Page[Entry]{Items: items}}, nil
+	}
+	for d, err := range s.o.Log.Read(ctx, o) {
+		if err != nil {
+			if undecodable(err) {
+				continue
+			}
+			return nil, s.queryError(ctx, "the event log", err)
+		}
+		x, err := entry(d, in.Full)
+		if err != nil {
+			return nil, s.queryError(ctx, "the event log", err)
+		}
+		items = append(items, x)
+		if newest && len(items) > in.Limit {
+			items = items[1:]
+		}
+	}
+	out := &body[Page[Entry]]{Page[Entry]{Items: items}}
+	if len(items) == in.Limit && !newest {
+		out.Body.Next = strconv.FormatUint(items[len(items)-1].Sequence, 10)
+	}
+	return out, nil
+}
+
+func undecodable(err error) bool {
+	var u *bus.UndecodableError
+	return errors.As(err, &u)
+}
+
+// streamOptions reads the query and the Last-Event-ID of /v1/stream.
+func (s *Server) streamOptions(r *http.Request) (o bus.ReadOptions, full bool, err error) {
+	q := r.URL.Query()
+	for k := range q {
+		switch k {
+		case "cluster", "node", "type", "full", "since":
+		default:
+			return o, false, huma.Error422UnprocessableEntity("There is no query parameter " + strconv.Quote(k) + ".")
+		}
+	}
+	f := logFilter{inCluster: inCluster{q.Get("cluster")}, Node: q.Get("node"), Type: q["type"], Full: q.Get("full") == "true"}
+	if o, err = f.options(); err != nil {
+		return o, false, err
+	}
+	o.Follow = true
+	if last := r.Header.Get("Last-Event-ID"); last != "" {
+		seq, err := strconv.ParseUint(last, 10, 63)
+		if err != nil {
+			return o, false, huma.Error400BadRequest("Last-Event-ID is no sequence.")
+		}
+		o.FromSequence = seq + 1
+		return o, f.Full, nil
+	}
+	if since := q.Get("since"); since != "" {
+		if o.Since, err = when(since, s.o.Clock.Now()); err != nil {
+			return o, false, huma.Error422UnprocessableEntity("A time is not understood.", &huma.ErrorDetail{Location: "query.since", Message: err.Error(), Value: since})
+		}
+		return o, f.Full, nil
+	}
+	last, err := s.o.Log.LastSequence(r.Context())
+	if err != nil {
+		return o, false, s.queryError(r.Context(), "the event log", err)
+	}
+	o.FromSequence = last + 1
+	return o, f.Full, nil
+}
+
+// stream sends events as they come (server-sent events): id is the sequence,
+// event the type without prefix and version, data an Entry. A client that comes
+// back with Last-Event-ID misses nothing that is still stored.
+func (s *Server) stream(w http.ResponseWriter, r *http.Request) {
+	o, full, err := s.streamOptions(r)
+	if err != nil {
+		var p *huma.ErrorModel
+		if errors.As(err, &p) {
+			writeProblem(w, p.Status, p.Detail, p.Errors...)
+			return
+		}
+		writeProblem(w, http.StatusInternalServerError, err.Error())
+		return
+	}
+	select {
+	case s.streams <- struct{}{}:
+		defer func() { <-s.streams }()
+	default:
+		w.Header().Set("Retry-After", "10")
+		writeProblem(w, http.StatusServiceUnavailable, fmt.Sprintf("There are %d event streams already.", cap(s.streams)))
+		return
+	}
+	c := http.NewResponseController(w)
+	// The server's deadlines are for calls that end; a stream gets one a write.
+	_ = c.SetReadDeadline(time.Time{})
+	w.Header().Set("Content-Type", "text/event-stream")
+	w.Header().Set("X-Accel-Buffering", "no")
+	w.WriteHeader(http.StatusOK)
+	send := func(text string) error {
+		_ = c.SetWriteDeadline(s.o.Clock.Now().Add(s.o.Limits.WriteTimeout)) // a recorder in a test has none
+		if _, err := w.Write([]byte(text)); err != nil {
+			return err
+		}
+		return c.Flush()
+	}
+	if send(": following\n\n") != nil {
+		return
+	}
+	ctx, cancel := context.WithCancel(r.Context())
+	defer cancel()
+	lines := make(chan string)
+	go s.follow(ctx, o, full, lines)
+	beat := s.o.Clock.NewTicker(s.o.Limits.Heartbeat)
+	defer beat.Stop()
+	for {
+		var text string
+		select {
+		case line, ok := <-lines:
+			if !ok {
+				return
+			}
+			text = line
+		case <-beat.C():
+			text = ": alive\n\n"
+		case <-s.closing:
+			return
+		case <-ctx.Done():
+			return
+		}
+		if send(text) != nil {
+			return
+		}
+	}
+}
+
+// follow turns the log into lines until ctx ends or the log fails.
+func (s *Server) follow(ctx context.Context, o bus.ReadOptions, full bool, lines chan<- string) {
+	defer close(lines)
+	for d, err := range s.o.Log.Read(ctx, o) {
+		if err != nil && undecodable(err) {
+			continue
+		}
+		var text string
+		if err == nil {
+			text, err = streamLine(d, full)
+		}
+		if err != nil {
+			if ctx.Err() != nil {
+				return
+			}
+			s.o.Logger.WarnContext(ctx, "event stream ended, the client has to connect again", "error", err)
+			text = "event: error\ndata: " + strings.ReplaceAll(err.Error(), "\n", " ") + "\n\n"
+		}
+		select {
+		case lines <- text:
+		case <-ctx.Done():
+			return
+		}
+		if err != nil {
+			return
+		}
+	}
+}
+
+func streamLine(d bus.Delivery, full bool) (string, error) {
+	x, err := entry(d, full)
+	if err != nil {
+		return "", err
+	}
+	b, err := json.Marshal(x)
+	if err != nil {
+		return "", err
+	}
+	name := d.Event.Type()
+	if def, ok := events.Lookup(name); ok {
+		name = def.Suffix()
+	}
+	return fmt.Sprintf("id: %d\nevent: %s\ndata: %s\n\n", d.Sequence, name, b), nil
+}

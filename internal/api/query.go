@@ -1,0 +1,267 @@
+package api
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/http"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/danielgtaylor/huma/v2"
+
+	"github.com/k3s-autoscaler/k3s-autoscaler/events"
+	"github.com/k3s-autoscaler/k3s-autoscaler/internal/audit"
+)
+
+type body[T any] struct{ Body T }
+
+type inCluster struct {
+	Cluster string `query:"cluster" doc:"Only of this cluster" maxLength:"63"`
+}
+
+// auditFilter are the filters of /v1/audit and /v1/decisions.
+type auditFilter struct {
+	inCluster
+	Pool   string `query:"pool" doc:"Only about this pool" maxLength:"63"`
+	Since  string `query:"since" doc:"Not before: a time (RFC 3339) or how long ago, e.g. 2h" maxLength:"40"`
+	Until  string `query:"until" doc:"Before: a time (RFC 3339) or how long ago" maxLength:"40"`
+	Order  string `query:"order" enum:"newest,oldest" default:"newest"`
+	Limit  int    `query:"limit" minimum:"1" maximum:"1000" default:"100" doc:"Records a page"`
+	Cursor string `query:"cursor" doc:"'next' of the page before" maxLength:"200"`
+}
+
+func (f auditFilter) query(now time.Time) (audit.Query, error) {
+	q := audit.Query{Cluster: f.Cluster, Pool: f.Pool, Limit: f.Limit, Cursor: f.Cursor}
+	if f.Order != "oldest" {
+		q.Order = audit.NewestFirst
+	}
+	var errs []error
+	for _, x := range []struct {
+		name, text string
+		to         *time.Time
+	}{{"since", f.Since, &q.Since}, {"until", f.Until, &q.Until}} {
+		t, err := when(x.text, now)
+		if err != nil {
+			errs = append(errs, &huma.ErrorDetail{Location: "query." + x.name, Message: err.Error(), Value: x.text})
+		}
+		*x.to = t
+	}
+	if len(errs) > 0 {
+		return q, huma.Error422UnprocessableEntity("A time is not understood.", errs...)
+	}
+	return q, nil
+}
+
+// when reads an instant, or how long ago.
+func when(s string, now time.Time) (time.Time, error) {
+	if s == "" {
+		return time.Time{}, nil
+	}
+	if t, err := time.Parse(time.RFC3339Nano, s); err == nil {
+		return t.UTC(), nil
+	}
+	if d, err := time.ParseDuration(s); err == nil && d >= 0 {
+		return now.Add(-d).UTC(), nil
+	}
+	return time.Time{}, errors.New("expected a time such as 2025-03-01T12:00:00Z or a duration such as 2h")
+}
+
+// fullTypes turns "node.ready" into the full type; an unknown one is an error.
+func fullTypes(short []string) ([]string, error) {
+	var out []string
+	for _, s := range short {
+		var found []string
+		for _, d := range events.Catalog() {
+			if d.Type == s || d.Suffix() == s || (strings.HasSuffix(s, ".*") && strings.HasPrefix(d.Suffix(), strings.TrimSuffix(s, "*"))) {
+				found = append(found, d.Type)
+			}
+		}
+		if len(found) == 0 {
+			return nil, huma.Error422UnprocessableEntity(fmt.Sprintf("There is no event type %q.", s),
+				&huma.ErrorDetail{Location: "query.type", Message: "expected e.g. node.ready, node.*, or a full type", Value: s})
+		}
+		out = append(out, found...)
+	}
+	return out, nil
+}
+
+// queries registers the listings.
+func (s *Server) queries() {
+	op := func(id, path, summary string) huma.Operation {
+		return huma.Operation{OperationID: id, Method: http.MethodGet, Path: path, Summary: summary,
+			Errors: []int{http.StatusUnauthorized, http.StatusUnprocessableEntity, http.StatusServiceUnavailable}}
+	}
+	huma.Register(s.huma, op("list-clusters", "/v1/clusters", "The clusters and how fresh their data is"),
+		func(ctx context.Context, in *inCluster) (*body[Page[Cluster]], error) {
+			all, err := s.o.World.Clusters(ctx)
+			return listed(s, ctx, "clusters", all, err, func(c Cluster) bool { return in.Cluster == "" || in.Cluster == c.Name })
+		})
+	huma.Register(s.huma, op("list-pools", "/v1/pools", "The pools: size, limits, pauses, backoff, last decision"),
+		func(ctx context.Context, in *struct {
+			inCluster
+			Pool string `query:"pool" maxLength:"63"`
+		}) (*body[Page[Pool]], error) {
+			all, err := s.o.World.Pools(ctx)
+			return listed(s, ctx, "pools", all, err, func(p Pool) bool {
+				return (in.Cluster == "" || in.Cluster == p.Cluster) && (in.Pool == "" || in.Pool == p.Name)
+			})
+		})
+	huma.Register(s.huma, op("list-nodes", "/v1/nodes", "The nodes, ours with their phase"),
+		func(ctx context.Context, in *struct {
+			inCluster
+			Pool string `query:"pool" maxLength:"63"`
+			Ours bool   `query:"ours" doc:"Only nodes of a pool"`
+		}) (*body[Page[Node]], error) {
+			all, err := s.o.World.Nodes(ctx)
+			return listed(s, ctx, "nodes", all, err, func(n Node) bool {
+				return (in.Cluster == "" || in.Cluster == n.Cluster) && (in.Pool == "" || in.Pool == n.Pool) && (!in.Ours || n.Pool != "")
+			})
+		})
+	huma.Register(s.huma, op("list-decisions", "/v1/decisions", "What was decided, and why"), s.listDecisions)
+	huma.Register(s.huma, op("list-events", "/v1/events", "Events of the log, oldest first; without since or cursor, the newest of the last hour"), s.listEvents)
+	huma.Register(s.huma, op("list-audit", "/v1/audit", "What happened, from the audit store"), s.listAudit)
+	huma.Register(s.huma, op("get-audit", "/v1/audit/{id}", "One event of the audit store"),
+		func(ctx context.Context, in *struct {
+			ID string `path:"id" maxLength:"200"`
+		}) (*body[AuditRecord], error) {
+			r, err := s.o.Audit.Get(ctx, in.ID)
+			if err != nil {
+				return nil, s.queryError(ctx, "the audit store", err)
+			}
+			return &body[AuditRecord]{auditRecord(r, true)}, nil
+		})
+	huma.Register(s.huma, op("list-deadletters", "/v1/deadletters", "Events that could not be handled"), s.listDeadLetters)
+	huma.Register(s.huma, op("explain", "/v1/explain", "Why something is as it is"), s.explain)
+}
+
+func listed[T any](s *Server, ctx context.Context, what string, all []T, err error, keep func(T) bool) (*body[Page[T]], error) {
+	if err != nil {
+		return nil, s.queryError(ctx, what, err)
+	}
+	out := &body[Page[T]]{Page[T]{Items: []T{}}}
+	for _, x := range all {
+		if keep(x) {
+			out.Body.Items = append(out.Body.Items, x)
+		}
+	}
+	return out, nil
+}
+
+var decisionTypes = []string{events.TypeScaleupDecided, events.TypeScaledownDecided, events.TypeScaleHeld}
+
+func (s *Server) listDecisions(ctx context.Context, in *struct {
+	auditFilter
+	Verdict string `query:"verdict" enum:"up,down,held"`
+}) (*body[Page[DecisionRecord]], error) {
+	q, err := in.query(s.o.Clock.Now())
+	if err != nil {
+		return nil, err
+	}
+	q.Types = decisionTypes
+	switch in.Verdict {
+	case events.VerdictUp:
+		q.Types = []string{events.TypeScaleupDecided}
+	case events.VerdictDown:
+		q.Types = []string{events.TypeScaledownDecided}
+	case events.VerdictHeld:
+		q.Types = []string{events.TypeScaleHeld}
+	}
+	rs, err := s.o.Audit.List(ctx, q)
+	if err != nil {
+		return nil, s.queryError(ctx, "the audit store", err)
+	}
+	out := &body[Page[DecisionRecord]]{Page[DecisionRecord]{Items: []DecisionRecord{}, Next: nextCursor(rs, q.Limit)}}
+	for _, r := range rs {
+		if d, ok := decisionRecord(r); ok {
+			out.Body.Items = append(out.Body.Items, d)
+		}
+	}
+	return out, nil
+}
+
+func (s *Server) listAudit(ctx context.Context, in *struct {
+	auditFilter
+	Type        []string `query:"type,explode" doc:"Event types, e.g. node.ready or node.*"`
+	Node        string   `query:"node" doc:"Only about this node" maxLength:"253"`
+	Correlation string   `query:"correlation" doc:"Only of this correlation id: one node's life" maxLength:"200"`
+	Causation   string   `query:"causation" doc:"Only what this event id led to" maxLength:"200"`
+	Actor       string   `query:"actor" doc:"Only what this person or tool asked for" maxLength:"200"`
+	Full        bool     `query:"full" doc:"With the whole events"`
+}) (*body[Page[AuditRecord]], error) {
+	q, err := in.query(s.o.Clock.Now())
+	if err != nil {
+		return nil, err
+	}
+	if q.Types, err = fullTypes(in.Type); err != nil {
+		return nil, err
+	}
+	q.Node, q.CorrelationID, q.CausationID, q.Actor = in.Node, in.Correlation, in.Causation, in.Actor
+	rs, err := s.o.Audit.List(ctx, q)
+	if err != nil {
+		return nil, s.queryError(ctx, "the audit store", err)
+	}
+	out := &body[Page[AuditRecord]]{Page[AuditRecord]{Items: make([]AuditRecord, len(rs)), Next: nextCursor(rs, q.Limit)}}
+	for i, r := range rs {
+		out.Body.Items[i] = auditRecord(r, in.Full)
+	}
+	return out, nil
+}
+
+func nextCursor(rs []audit.Record, limit int) string {
+	if len(rs) == 0 || len(rs) < limit {
+		return ""
+	}
+	return rs[len(rs)-1].Cursor()
+}
+
+func auditRecord(r audit.Record, full bool) AuditRecord {
+	out := AuditRecord{
+		Incarnation: r.Incarnation, Sequence: r.Sequence, StreamTime: r.StreamTime, ID: r.ID, Source: r.Source, Type: r.Type,
+		Cluster: r.Cluster, Key: r.Key, Pool: r.Pool, CorrelationID: r.CorrelationID, CausationID: r.CausationID,
+		Actor: r.Actor, Reason: r.Reason, Message: r.Message,
+	}
+	if full {
+		out.Event = r.Event
+	}
+	return out
+}
+
+// decisionRecord decodes a decision; false for one that a newer version wrote
+// and this one can't read.
+func decisionRecord(r audit.Record) (DecisionRecord, bool) {
+	var e events.Event
+	d := DecisionRecord{EventID: r.ID, Cluster: r.Cluster, CorrelationID: r.CorrelationID, StreamTime: r.StreamTime}
+	if json.Unmarshal(r.Event, &e) != nil || json.Unmarshal(e.Data(), &d.Decision) != nil {
+		return DecisionRecord{}, false
+	}
+	d.DryRun = events.IsDryRun(e)
+	return d, true
+}
+
+func (s *Server) listDeadLetters(ctx context.Context, in *struct {
+	inCluster
+	Handler string `query:"handler" enum:"decision,provisioning,draining,auditing"`
+}) (*body[Page[DeadLetter]], error) {
+	ds, err := s.o.DeadLetters.DeadLetters(ctx)
+	if err != nil {
+		return nil, s.queryError(ctx, "the dead letters", err)
+	}
+	out := &body[Page[DeadLetter]]{Page[DeadLetter]{Items: []DeadLetter{}}}
+	for _, d := range ds {
+		x := DeadLetter{ID: d.ID, Handler: d.Handler, Reason: d.Reason, Attempts: d.Attempts, Stack: d.Stack, At: d.At, Sequence: d.Sequence, Parked: d.Parked, Type: d.Event.Type()}
+		if cluster, key, err := events.PartitionKey(d.Event); err == nil {
+			x.Cluster, x.Key = cluster, key
+		}
+		if b, err := d.Event.MarshalJSON(); err == nil {
+			x.Event = b
+		}
+		if (in.Cluster == "" || in.Cluster == x.Cluster) && (in.Handler == "" || in.Handler == x.Handler) {
+			out.Body.Items = append(out.Body.Items, x)
+		}
+	}
+	slices.SortStableFunc(out.Body.Items, func(a, b DeadLetter) int { return b.At.Compare(a.At) })
+	return out, nil
+}

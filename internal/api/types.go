@@ -1,0 +1,190 @@
+package api
+
+import (
+	"encoding/json"
+	"time"
+
+	"github.com/k3s-autoscaler/k3s-autoscaler/events"
+)
+
+// Cluster is the state of one cluster.
+type Cluster struct {
+	Name          string    `json:"name"`
+	DryRun        bool      `json:"dry_run,omitempty" doc:"Decisions are recorded and nothing acts on them"`
+	ServerVersion string    `json:"server_version,omitempty"`
+	Nodes         int       `json:"nodes"`
+	ReadyNodes    int       `json:"ready_nodes"`
+	Pods          int       `json:"pods"`
+	PendingPods   int       `json:"pending_pods" doc:"Pods that the scheduler finds no node for"`
+	SnapshotAt    time.Time `json:"snapshot_at,omitzero" doc:"When the state was last known to be current; absent: never"`
+	Stale         bool      `json:"stale" doc:"The state is too old to scale down by"`
+	StaleAfter    string    `json:"stale_after,omitempty"`
+	GraceUntil    time.Time `json:"grace_until,omitzero" doc:"Until then nothing is scaled down after a start"`
+	Policy        string    `json:"policy,omitempty" doc:"Digest of the policy in force"`
+	PolicyAt      time.Time `json:"policy_at,omitzero"`
+	Problem       string    `json:"problem,omitempty" doc:"Why the state is not known"`
+}
+
+// Pool is the state of one node pool.
+type Pool struct {
+	Cluster  string        `json:"cluster"`
+	Name     string        `json:"name"`
+	Provider string        `json:"provider"`
+	Min      int           `json:"min"`
+	Max      int           `json:"max"`
+	Size     int           `json:"size" doc:"Nodes that count: ready ones and those on their way, not those that leave"`
+	Ready    int           `json:"ready"`
+	Claims   int           `json:"claims" doc:"Nodes on their way"`
+	Leaving  int           `json:"leaving" doc:"Nodes being drained for removal or removed"`
+	Pause    *Pause        `json:"pause,omitempty"`
+	Backoff  *Backoff      `json:"backoff,omitempty"`
+	Last     *DecisionLine `json:"last_decision,omitempty"`
+}
+
+// Pause is why nothing is changed in a pool.
+type Pause struct {
+	Actor  string    `json:"actor"`
+	Reason string    `json:"reason"`
+	Since  time.Time `json:"since"`
+	Until  time.Time `json:"until,omitzero" doc:"Absent: until it is resumed"`
+}
+
+// Backoff is why no node is added to a pool after failures.
+type Backoff struct {
+	Until    time.Time `json:"until"`
+	Failures int       `json:"failures"`
+	Message  string    `json:"message,omitempty" doc:"Of the last failure"`
+}
+
+// DecisionLine is a decision in one line.
+type DecisionLine struct {
+	ID      string        `json:"id"`
+	EventID string        `json:"event_id"`
+	Verdict string        `json:"verdict" enum:"up,down,held"`
+	Delta   int           `json:"delta,omitempty"`
+	Reason  events.Reason `json:"reason"`
+	At      time.Time     `json:"at"`
+}
+
+// Node is the state of one node, ours or not.
+type Node struct {
+	Cluster       string              `json:"cluster"`
+	Name          string              `json:"name"`
+	Pool          string              `json:"pool,omitempty" doc:"Absent: not ours, capacity only"`
+	Phase         string              `json:"phase,omitempty" doc:"Of a node of ours: claimed, created, registered, ready, ..."`
+	Since         time.Time           `json:"since,omitzero" doc:"In this phase"`
+	Ready         string              `json:"ready,omitempty" doc:"What the API server says: True, False or Unknown; absent: it does not know the node"`
+	Unschedulable bool                `json:"unschedulable,omitempty"`
+	Pods          int                 `json:"pods"`
+	CPURequested  float64             `json:"cpu_requested,omitempty" doc:"Requests / allocatable, 0..1"`
+	MemRequested  float64             `json:"memory_requested,omitempty" doc:"Requests / allocatable, 0..1"`
+	Version       string              `json:"version,omitempty"`
+	CreatedAt     time.Time           `json:"created_at,omitzero"`
+	Deadline      time.Time           `json:"deadline,omitzero" doc:"Of this phase"`
+	ClaimID       string              `json:"claim_id,omitempty"`
+	CorrelationID string              `json:"correlation_id,omitempty"`
+	Failure       *events.Failure     `json:"failure,omitempty"`
+	Drain         *events.DrainRecord `json:"drain,omitempty"`
+}
+
+// Pod is what the snapshot knows of one pod.
+type Pod struct {
+	Cluster            string           `json:"cluster"`
+	Namespace          string           `json:"namespace"`
+	Name               string           `json:"name"`
+	Phase              string           `json:"phase"`
+	Node               string           `json:"node,omitempty"`
+	CreatedAt          time.Time        `json:"created_at,omitzero"`
+	UnschedulableSince time.Time        `json:"unschedulable_since,omitzero"`
+	Message            string           `json:"message,omitempty" doc:"What the scheduler says"`
+	Requests           events.Resources `json:"requests"`
+}
+
+// Entry is one event of the log.
+type Entry struct {
+	Sequence   uint64          `json:"sequence"`
+	StreamTime time.Time       `json:"stream_time"`
+	Event      json.RawMessage `json:"event" doc:"CloudEvent in JSON"`
+	Truncated  bool            `json:"truncated,omitempty" doc:"The data is left out: it is large; ask with full=true"`
+}
+
+// AuditRecord is one event as the audit store has it.
+type AuditRecord struct {
+	Incarnation   string          `json:"incarnation"`
+	Sequence      uint64          `json:"sequence"`
+	StreamTime    time.Time       `json:"stream_time"`
+	ID            string          `json:"id"`
+	Source        string          `json:"source"`
+	Type          string          `json:"type"`
+	Cluster       string          `json:"cluster"`
+	Key           string          `json:"key"`
+	Pool          string          `json:"pool,omitempty"`
+	CorrelationID string          `json:"correlation_id,omitempty"`
+	CausationID   string          `json:"causation_id,omitempty"`
+	Actor         string          `json:"actor,omitempty"`
+	Reason        string          `json:"reason,omitempty"`
+	Message       string          `json:"message,omitempty"`
+	Event         json.RawMessage `json:"event,omitempty" doc:"CloudEvent in JSON"`
+}
+
+// DecisionRecord is a decision with its place in the log.
+type DecisionRecord struct {
+	events.Decision
+	EventID       string    `json:"event_id"`
+	Cluster       string    `json:"cluster"`
+	CorrelationID string    `json:"correlation_id,omitempty"`
+	DryRun        bool      `json:"dry_run,omitempty"`
+	StreamTime    time.Time `json:"stream_time"`
+}
+
+// DeadLetter is an event that could not be handled.
+type DeadLetter struct {
+	ID       string          `json:"id"`
+	Handler  string          `json:"handler"`
+	Reason   string          `json:"reason"`
+	Attempts int             `json:"attempts"`
+	Stack    string          `json:"stack,omitempty"`
+	At       time.Time       `json:"at"`
+	Sequence uint64          `json:"sequence"`
+	Parked   bool            `json:"parked" doc:"Later events of the same node follow it until it is redriven or dropped"`
+	Type     string          `json:"type,omitempty"`
+	Cluster  string          `json:"cluster,omitempty"`
+	Key      string          `json:"key,omitempty"`
+	Event    json.RawMessage `json:"event,omitempty" doc:"CloudEvent in JSON"`
+}
+
+// Page is one page of a listing. Next, given as cursor, is the following one;
+// absent: there is none.
+type Page[T any] struct {
+	Items []T    `json:"items" nullable:"false"`
+	Next  string `json:"next,omitempty"`
+}
+
+// Accepted says which events are durably stored.
+type Accepted struct {
+	IDs []string `json:"ids"`
+}
+
+// Kinds of things that can be explained.
+const (
+	KindDecision = "decision"
+	KindNode     = "node"
+	KindPool     = "pool"
+	KindPod      = "pod"
+	KindAlert    = "alert"
+	KindRequest  = "request"
+	KindEvent    = "event"
+)
+
+// Explanation is everything that is known about why something is as it is.
+type Explanation struct {
+	Subject   string           `json:"subject"`
+	Kind      string           `json:"kind"`
+	Cluster   string           `json:"cluster,omitempty"`
+	Summary   string           `json:"summary" doc:"The answer in a sentence or two"`
+	Pool      *Pool            `json:"pool,omitempty"`
+	Node      *Node            `json:"node,omitempty"`
+	Pod       *Pod             `json:"pod,omitempty"`
+	Decisions []DecisionRecord `json:"decisions,omitempty" doc:"Newest first"`
+	Timeline  []AuditRecord    `json:"timeline,omitempty" doc:"What happened, oldest first"`
+}
