@@ -58,8 +58,12 @@ func (b *Bus) Run(ctx context.Context, hs ...Handler) error {
 			if !ok {
 				return Terminal(errors.New("message without a delivery"))
 			}
+			f := inflightFrom(msg.Context())
+			if !f.owned() {
+				return errFenced // frozen on the way from the subscriber to here
+			}
 			err := h.Handle(msg.Context(), d)
-			inflightFrom(msg.Context()).failed(err) // the poison queue asks for it
+			f.failed(err) // the poison queue asks for it
 			return err
 		})
 	}
