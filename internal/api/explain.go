@@ -283,6 +283,7 @@ func (s *Server) explainPod(ctx context.Context, x *Explanation, name string) er
 		}
 	}
 	if len(x.Decisions) > 0 {
+		x.Cluster = x.Decisions[0].Cluster
 		x.Summary += " " + verdict(x.Decisions[0])
 	}
 	return nil

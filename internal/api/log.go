@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/danielgtaylor/huma/v2"
+	"k8s.io/utils/clock"
 
 	"github.com/k3s-autoscaler/k3s-autoscaler/bus"
 	"github.com/k3s-autoscaler/k3s-autoscaler/events"
@@ -19,15 +20,15 @@ import (
 // recentWindow is how far back a listing without a beginning looks.
 const recentWindow = time.Hour
 
-// logFilter are the filters of /v1/events and /v1/stream.
-type logFilter struct {
-	inCluster
+// LogFilter holds the filters of /v1/events and /v1/stream.
+type LogFilter struct {
+	ClusterFilter
 	Node string   `query:"node" doc:"Only about this node, or _cluster" maxLength:"253"`
 	Type []string `query:"type,explode" doc:"Event types, e.g. node.ready or node.*"`
 	Full bool     `query:"full" doc:"With the data of snapshots and checkpoints, which are large"`
 }
 
-func (f logFilter) options() (bus.ReadOptions, error) {
+func (f LogFilter) options() (bus.ReadOptions, error) {
 	types, err := fullTypes(f.Type)
 	if err != nil {
 		return bus.ReadOptions{}, err
@@ -67,7 +68,7 @@ func entry(d bus.Delivery, full bool) (Entry, error) {
 }
 
 func (s *Server) listEvents(ctx context.Context, in *struct {
-	logFilter
+	LogFilter
 	Since  string `query:"since" doc:"Not before: a time (RFC 3339) or how long ago, e.g. 10m" maxLength:"40"`
 	Limit  int    `query:"limit" minimum:"1" maximum:"1000" default:"100"`
 	Cursor string `query:"cursor" doc:"'next' of the page before" maxLength:"20"`
@@ -140,7 +141,7 @@ func (s *Server) streamOptions(r *http.Request) (o bus.ReadOptions, full bool, e
 			return o, false, huma.Error422UnprocessableEntity("There is no query parameter " + strconv.Quote(k) + ".")
 		}
 	}
-	f := logFilter{inCluster: inCluster{q.Get("cluster")}, Node: q.Get("node"), Type: q["type"], Full: q.Get("full") == "true"}
+	f := LogFilter{ClusterFilter: ClusterFilter{q.Get("cluster")}, Node: q.Get("node"), Type: q["type"], Full: q.Get("full") == "true"}
 	if o, err = f.options(); err != nil {
 		return o, false, err
 	}
@@ -196,7 +197,8 @@ func (s *Server) stream(w http.ResponseWriter, r *http.Request) {
 	w.Header().Set("X-Accel-Buffering", "no")
 	w.WriteHeader(http.StatusOK)
 	send := func(text string) error {
-		_ = c.SetWriteDeadline(s.o.Clock.Now().Add(s.o.Limits.WriteTimeout)) // a recorder in a test has none
+		// The kernel knows the real clock alone. A recorder in a test has no deadline.
+		_ = c.SetWriteDeadline(clock.RealClock{}.Now().Add(s.o.Limits.WriteTimeout))
 		if _, err := w.Write([]byte(text)); err != nil {
 			return err
 		}

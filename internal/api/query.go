@@ -18,13 +18,14 @@ import (
 
 type body[T any] struct{ Body T }
 
-type inCluster struct {
+// ClusterFilter is the filter that every listing has.
+type ClusterFilter struct {
 	Cluster string `query:"cluster" doc:"Only of this cluster" maxLength:"63"`
 }
 
-// auditFilter are the filters of /v1/audit and /v1/decisions.
-type auditFilter struct {
-	inCluster
+// AuditFilter holds the filters of /v1/audit and /v1/decisions.
+type AuditFilter struct {
+	ClusterFilter
 	Pool   string `query:"pool" doc:"Only about this pool" maxLength:"63"`
 	Since  string `query:"since" doc:"Not before: a time (RFC 3339) or how long ago, e.g. 2h" maxLength:"40"`
 	Until  string `query:"until" doc:"Before: a time (RFC 3339) or how long ago" maxLength:"40"`
@@ -33,7 +34,7 @@ type auditFilter struct {
 	Cursor string `query:"cursor" doc:"'next' of the page before" maxLength:"200"`
 }
 
-func (f auditFilter) query(now time.Time) (audit.Query, error) {
+func (f AuditFilter) query(now time.Time) (audit.Query, error) {
 	q := audit.Query{Cluster: f.Cluster, Pool: f.Pool, Limit: f.Limit, Cursor: f.Cursor}
 	if f.Order != "oldest" {
 		q.Order = audit.NewestFirst
@@ -95,13 +96,13 @@ func (s *Server) queries() {
 			Errors: []int{http.StatusUnauthorized, http.StatusUnprocessableEntity, http.StatusServiceUnavailable}}
 	}
 	huma.Register(s.huma, op("list-clusters", "/v1/clusters", "The clusters and how fresh their data is"),
-		func(ctx context.Context, in *inCluster) (*body[Page[Cluster]], error) {
+		func(ctx context.Context, in *ClusterFilter) (*body[Page[Cluster]], error) {
 			all, err := s.o.World.Clusters(ctx)
 			return listed(s, ctx, "clusters", all, err, func(c Cluster) bool { return in.Cluster == "" || in.Cluster == c.Name })
 		})
 	huma.Register(s.huma, op("list-pools", "/v1/pools", "The pools: size, limits, pauses, backoff, last decision"),
 		func(ctx context.Context, in *struct {
-			inCluster
+			ClusterFilter
 			Pool string `query:"pool" maxLength:"63"`
 		}) (*body[Page[Pool]], error) {
 			all, err := s.o.World.Pools(ctx)
@@ -111,7 +112,7 @@ func (s *Server) queries() {
 		})
 	huma.Register(s.huma, op("list-nodes", "/v1/nodes", "The nodes, ours with their phase"),
 		func(ctx context.Context, in *struct {
-			inCluster
+			ClusterFilter
 			Pool string `query:"pool" maxLength:"63"`
 			Ours bool   `query:"ours" doc:"Only nodes of a pool"`
 		}) (*body[Page[Node]], error) {
@@ -153,7 +154,7 @@ func listed[T any](s *Server, ctx context.Context, what string, all []T, err err
 var decisionTypes = []string{events.TypeScaleupDecided, events.TypeScaledownDecided, events.TypeScaleHeld}
 
 func (s *Server) listDecisions(ctx context.Context, in *struct {
-	auditFilter
+	AuditFilter
 	Verdict string `query:"verdict" enum:"up,down,held"`
 }) (*body[Page[DecisionRecord]], error) {
 	q, err := in.query(s.o.Clock.Now())
@@ -183,7 +184,7 @@ func (s *Server) listDecisions(ctx context.Context, in *struct {
 }
 
 func (s *Server) listAudit(ctx context.Context, in *struct {
-	auditFilter
+	AuditFilter
 	Type        []string `query:"type,explode" doc:"Event types, e.g. node.ready or node.*"`
 	Node        string   `query:"node" doc:"Only about this node" maxLength:"253"`
 	Correlation string   `query:"correlation" doc:"Only of this correlation id: one node's life" maxLength:"200"`
@@ -242,7 +243,7 @@ func decisionRecord(r audit.Record) (DecisionRecord, bool) {
 }
 
 func (s *Server) listDeadLetters(ctx context.Context, in *struct {
-	inCluster
+	ClusterFilter
 	Handler string `query:"handler" enum:"decision,provisioning,draining,auditing"`
 }) (*body[Page[DeadLetter]], error) {
 	ds, err := s.o.DeadLetters.DeadLetters(ctx)
