@@ -35,7 +35,7 @@ func (h *Handler) create(ctx context.Context, l *lease) error {
 		return h.expire(ctx, l, false)
 	}
 	if !resumed {
-		err := l.Commit(ctx, "create-intent/"+n.ClaimID, func(t *bus.Turn[lifecycle.Node]) error {
+		moved, err := commit(ctx, l, "create-intent/"+n.ClaimID, func(t *bus.Turn[lifecycle.Node]) error {
 			if !isClaimed(*t.State) || t.State.Creation != nil {
 				return errMoved
 			}
@@ -43,7 +43,10 @@ func (h *Handler) create(ctx context.Context, l *lease) error {
 			return nil
 		})
 		if err != nil {
-			return movedOn(fmt.Errorf("record intent to create: %w", err))
+			return fmt.Errorf("record intent to create: %w", err)
+		}
+		if moved {
+			return nil
 		}
 	}
 
@@ -77,7 +80,7 @@ func (h *Handler) create(ctx context.Context, l *lease) error {
 // not say is being started by the holder of the lease.
 func (h *Handler) start(ctx context.Context, l *lease, m Machines, made Machine) error {
 	n := l.Record()
-	err := l.Commit(ctx, "starting/"+n.ClaimID+"/"+fmt.Sprint(attempt(n)), func(t *bus.Turn[lifecycle.Node]) error {
+	moved, err := commit(ctx, l, "starting/"+n.ClaimID+"/"+fmt.Sprint(attempt(n)), func(t *bus.Turn[lifecycle.Node]) error {
 		c := t.State.Creation
 		if !isClaimed(*t.State) || c == nil {
 			return errMoved
@@ -87,7 +90,10 @@ func (h *Handler) start(ctx context.Context, l *lease, m Machines, made Machine)
 		return nil
 	})
 	if err != nil {
-		return movedOn(fmt.Errorf("confirm ownership before start: %w", err))
+		return fmt.Errorf("confirm ownership before start: %w", err)
+	}
+	if moved {
+		return nil
 	}
 	if err := l.Confirm(ctx); err != nil {
 		return fmt.Errorf("confirm ownership before start: %w", err)
@@ -112,7 +118,7 @@ func (h *Handler) start(ctx context.Context, l *lease, m Machines, made Machine)
 // said of it before that could be recorded.
 func (h *Handler) started(ctx context.Context, l *lease) error {
 	var after func()
-	err := l.Commit(ctx, "created/"+l.Record().ClaimID, func(t *bus.Turn[lifecycle.Node]) error {
+	moved, err := commit(ctx, l, "created/"+l.Record().ClaimID, func(t *bus.Turn[lifecycle.Node]) error {
 		after = nil
 		n := t.State
 		if !isClaimed(*n) || n.Creation == nil {
@@ -138,7 +144,10 @@ func (h *Handler) started(ctx context.Context, l *lease) error {
 		return err
 	})
 	if err != nil {
-		return movedOn(fmt.Errorf("record start: %w", err))
+		return fmt.Errorf("record start: %w", err)
+	}
+	if moved {
+		return nil
 	}
 	n := l.Record()
 	h.log.InfoContext(ctx, "machine started", "node", n.Name, "pool", n.Pool, "claim", n.ClaimID, "instance", n.Instance,
@@ -185,7 +194,7 @@ func (h *Handler) resume(ctx context.Context, l *lease, m Machines) (done bool, 
 		return true, h.expire(ctx, l, true)
 	}
 	// Ours, from an attempt that was cut short.
-	err = l.Commit(ctx, "adopted/"+n.ClaimID, func(t *bus.Turn[lifecycle.Node]) error {
+	moved, err := commit(ctx, l, "adopted/"+n.ClaimID, func(t *bus.Turn[lifecycle.Node]) error {
 		if !isClaimed(*t.State) || t.State.Creation == nil {
 			return errMoved
 		}
@@ -197,7 +206,10 @@ func (h *Handler) resume(ctx context.Context, l *lease, m Machines) (done bool, 
 		return nil
 	})
 	if err != nil {
-		return true, movedOn(fmt.Errorf("record adoption: %w", err))
+		return true, fmt.Errorf("record adoption: %w", err)
+	}
+	if moved {
+		return true, nil
 	}
 	if found.State == MachineRunning {
 		return true, h.started(ctx, l)
@@ -231,7 +243,7 @@ func (h *Handler) failEnded(ctx context.Context, l *lease, m Machines, found Mac
 func (h *Handler) retryCreate(ctx context.Context, l *lease, cause error) error {
 	n := l.Record()
 	try := attempt(n) + 1
-	err := l.Commit(ctx, fmt.Sprintf("create-retry/%s/%d", n.ClaimID, try), func(t *bus.Turn[lifecycle.Node]) error {
+	_, err := commit(ctx, l, fmt.Sprintf("create-retry/%s/%d", n.ClaimID, try), func(t *bus.Turn[lifecycle.Node]) error {
 		c := t.State.Creation
 		if !isClaimed(*t.State) || c == nil {
 			return errMoved
@@ -244,7 +256,7 @@ func (h *Handler) retryCreate(ctx context.Context, l *lease, cause error) error 
 		return nil
 	})
 	if err != nil {
-		return errors.Join(cause, movedOn(fmt.Errorf("record next attempt: %w", err)))
+		return errors.Join(cause, fmt.Errorf("record next attempt: %w", err))
 	}
 	return fmt.Errorf("attempt %d: %w", try, cause)
 }
@@ -262,15 +274,4 @@ func isClaimed(n lifecycle.Node) bool { return n.Phase == lifecycle.Claimed }
 func owns(k bus.Key, n lifecycle.Node, m Machine) bool {
 	return m.ClaimID == n.ClaimID && n.ClaimID != "" && (m.Cluster == "" || m.Cluster == k.Cluster) &&
 		(n.Epoch == "" || m.Epoch == "" || m.Epoch == n.Epoch)
-}
-
-// errMoved aborts a commit: a message moved the record on while the step ran.
-// The change woke the worker, which decides anew.
-var errMoved = errors.New("the record moved on")
-
-func movedOn(err error) error {
-	if errors.Is(err, errMoved) {
-		return nil
-	}
-	return err
 }

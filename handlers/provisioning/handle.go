@@ -31,31 +31,25 @@ const suspectExited = "exited"
 
 // Handle implements bus.Handler.
 func (h *Handler) Handle(ctx context.Context, d bus.Delivery) error {
-	var err error
 	switch d.Event.Type() {
 	case events.TypeNodeClaimed:
-		err = handle(ctx, h, d, h.claimed)
+		return handle(ctx, h, d, h.claimed)
 	case events.TypeNodeObserved:
-		err = handle(ctx, h, d, h.observed)
+		return handle(ctx, h, d, h.observed)
 	case events.TypeNodeDiverged:
-		err = handle(ctx, h, d, h.diverged)
+		return handle(ctx, h, d, h.diverged)
 	case events.TypeNodeCordoned:
-		err = handle(ctx, h, d, h.cordoned)
+		return handle(ctx, h, d, h.cordoned)
 	case events.TypeNodeDrained:
-		err = handle(ctx, h, d, h.drained)
+		return handle(ctx, h, d, h.drained)
 	case events.TypeNodeUncordoned:
-		err = handle(ctx, h, d, h.uncordoned)
+		return handle(ctx, h, d, h.uncordoned)
 	case events.TypeTimerFired:
-		err = handle(ctx, h, d, h.timer)
+		return handle(ctx, h, d, h.timer)
 	case events.TypeNodeDrainProgressed, events.TypeNodeDrainBlocked:
-		// Draining's own record tells how far a drain is.
-	default:
-		err = bus.Terminal(fmt.Errorf("event type %q is not for provisioning", d.Event.Type()))
+		return nil // draining's own record tells how far a drain is
 	}
-	if err != nil {
-		h.metrics.failed()
-	}
-	return err
+	return bus.Terminal(fmt.Errorf("event type %q is not for provisioning", d.Event.Type()))
 }
 
 func handle[P events.Payload](ctx context.Context, h *Handler, d bus.Delivery, f func(context.Context, bus.Delivery, P) error) error {
@@ -117,7 +111,7 @@ func newNode(d bus.Delivery, p events.NodeClaimed) lifecycle.Node {
 		Spec: lifecycle.Spec{
 			CPUMilli: p.Size.CPUMilli, MemoryBytes: p.Size.MemoryBytes, MaxPods: p.Size.Pods, Labels: p.Labels,
 		},
-		CorrelationID: correlation(d, p.ClaimID), DecisionID: p.DecisionID, Actor: p.Actor,
+		CorrelationID: correlation(d, p.ClaimID), CausationID: d.Event.ID(), DecisionID: p.DecisionID, Actor: p.Actor,
 		Reason:       lifecycle.Reason(p.Reason),
 		TriggerSince: p.TriggerSince, DecidedAt: p.ClaimedAt,
 		NotAfter: p.NotAfter, RegisterWithin: p.RegisterDeadline.Std(),
@@ -222,7 +216,7 @@ func (h *Handler) drained(ctx context.Context, d bus.Delivery, p events.NodeDrai
 		if n.Drained != nil && n.Drained.RequestID == p.RequestID {
 			after.CordonedAt = n.Drained.CordonedAt
 		}
-		n.Drained, n.Suspicion = after, nil
+		n.Drained, n.Suspicion, n.CausationID = after, nil, d.Event.ID()
 		beginRemoval(n, lifecycle.Reason(p.Reason), t.Now)
 		outcome = "removal of drained node begins"
 		return nil
@@ -244,7 +238,7 @@ func (h *Handler) diverged(ctx context.Context, d bus.Delivery, p events.NodeDiv
 	case events.DivergedNodeLost:
 		return h.change(ctx, d, func(t *bus.Turn[lifecycle.Node]) error {
 			if n := t.State; n.ClaimID == p.ClaimID && n.Phase.Live() && n.Suspicion == nil {
-				n.Suspicion = suspicion
+				n.Suspicion, n.CausationID = suspicion, d.Event.ID()
 				return nil
 			}
 			t.Unchanged()
@@ -267,7 +261,7 @@ func (h *Handler) diverged(ctx context.Context, d bus.Delivery, p events.NodeDiv
 			t.Unchanged() // it has an owner, or is being cleaned up
 			return nil
 		}
-		n.Suspicion = suspicion
+		n.Suspicion, n.CausationID = suspicion, d.Event.ID()
 		return nil
 	})
 }

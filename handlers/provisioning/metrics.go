@@ -1,10 +1,11 @@
 package provisioning
 
 import (
-	"errors"
+	"log/slog"
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/k3s-autoscaler/k3s-autoscaler/bus"
 	"github.com/k3s-autoscaler/k3s-autoscaler/events"
 )
 
@@ -14,42 +15,24 @@ type metrics struct {
 	errors       *prometheus.CounterVec
 }
 
-func newMetrics(reg prometheus.Registerer) (*metrics, error) {
-	m := &metrics{
-		registration: prometheus.NewHistogram(prometheus.HistogramOpts{
+func newMetrics(reg prometheus.Registerer, log *slog.Logger) *metrics {
+	return &metrics{
+		registration: bus.Register(reg, log, prometheus.NewHistogram(prometheus.HistogramOpts{
 			Name:    "autoscaler_node_registration_time_seconds",
 			Help:    "Time from the start of a node's machine until the node is Ready.",
 			Buckets: prometheus.ExponentialBuckets(0.5, 2, 11), // 0.5 s to 8.5 min
-		}),
-		duration: prometheus.NewHistogramVec(prometheus.HistogramOpts{
+		})),
+		duration: bus.Register(reg, log, prometheus.NewHistogramVec(prometheus.HistogramOpts{
 			Name:    "autoscaler_scaling_duration_seconds",
 			Help:    "Duration of scaling by direction (up, down) and stage; total is the whole, from need to Ready or from decision to removal.",
 			Buckets: prometheus.ExponentialBuckets(0.1, 2, 14), // 0.1 s to 14 min
-		}, []string{"direction", "stage"}),
-		errors: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "autoscaler_errors_total",
-			Help: "Errors by component.",
-		}, []string{"component"}),
+		}, []string{"direction", "stage"})),
+		errors: bus.ErrorsTotal(reg, log),
 	}
-	if reg == nil {
-		return m, nil
-	}
-	// Several parts of the process share a metric: the first one registers it.
-	return m, errors.Join(register(reg, &m.registration), register(reg, &m.duration), register(reg, &m.errors))
 }
 
-func register[C prometheus.Collector](reg prometheus.Registerer, c *C) error {
-	err := reg.Register(*c)
-	var are prometheus.AlreadyRegisteredError
-	if errors.As(err, &are) {
-		if existing, ok := are.ExistingCollector.(C); ok {
-			*c = existing
-			return nil
-		}
-	}
-	return err
-}
-
+// failed counts what the bus does not see: a failed delivery or step of work is
+// counted there.
 func (m *metrics) failed() { m.errors.WithLabelValues(events.HandlerProvisioning).Inc() }
 
 func (m *metrics) stages(direction string, stages []events.Stage) {

@@ -1,6 +1,7 @@
 package provisioning
 
 import (
+	"cmp"
 	"context"
 	"time"
 
@@ -37,8 +38,11 @@ func (h *Handler) observed(ctx context.Context, d bus.Delivery, p events.NodeObs
 		case events.ObservedExited:
 			changed = onExited(t, p)
 		}
-		if !changed {
+		switch {
+		case !changed:
 			t.Unchanged()
+		case n.Suspicion != nil:
+			n.CausationID = d.Event.ID() // of what the worker finds
 		}
 		return err
 	})
@@ -183,9 +187,11 @@ func onExited(t *bus.Turn[lifecycle.Node], p events.NodeObserved) bool {
 	return true
 }
 
-// emit publishes an event of the node's life.
+// emit publishes an event of the node's life. Without a message that causes it,
+// the cause is the one that the work follows from.
 func emit(t *bus.Turn[lifecycle.Node], p events.Payload) error {
-	return t.Emit(p, bus.Correlation(t.State.CorrelationID))
+	n := t.State
+	return t.Emit(p, bus.Correlation(n.CorrelationID), func(m *events.Meta) { m.CausationID = cmp.Or(m.CausationID, n.CausationID) })
 }
 
 // stages turns points in time into durations. The first point is where it

@@ -121,10 +121,8 @@ func New(ctx context.Context, o Options) (*Handler, error) {
 	if h.onStep == nil {
 		h.onStep = func(string) {}
 	}
+	h.metrics = newMetrics(o.Registerer, h.log)
 	var err error
-	if h.metrics, err = newMetrics(o.Registerer); err != nil {
-		return nil, fmt.Errorf("provisioning: register metrics: %w", err)
-	}
 	h.state, err = bus.OpenState(ctx, o.Bus, bus.StateOptions[lifecycle.Node]{
 		Handler: events.HandlerProvisioning,
 		// A record is woken at its deadline even when every worker was down.

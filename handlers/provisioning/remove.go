@@ -49,7 +49,7 @@ func (h *Handler) remove(ctx context.Context, l *lease) error {
 	}
 	var stages []events.Stage
 	removed := false
-	err = l.Commit(ctx, step+"/"+n.Removal.Operation, func(t *bus.Turn[lifecycle.Node]) error {
+	moved, err := commit(ctx, l, step+"/"+n.Removal.Operation, func(t *bus.Turn[lifecycle.Node]) error {
 		removed = false
 		now := t.State
 		r := now.Removal
@@ -74,7 +74,10 @@ func (h *Handler) remove(ctx context.Context, l *lease) error {
 		return removeNode(t, stages)
 	})
 	if err != nil {
-		return movedOn(fmt.Errorf("record that %s: %w", step, err))
+		return fmt.Errorf("record that %s: %w", step, err)
+	}
+	if moved {
+		return nil
 	}
 	h.log.InfoContext(ctx, "removal step done", "node", n.Name, "pool", n.Pool, "claim", n.ClaimID, "step", step,
 		"detail", detail, "correlation_id", n.CorrelationID)
@@ -180,7 +183,7 @@ func (h *Handler) removeMachine(k bus.Key, n lifecycle.Node, name string, do fun
 func (h *Handler) retryRemove(ctx context.Context, l *lease, step string, cause error) error {
 	n := l.Record()
 	try := n.Removal.Attempt + 1
-	err := l.Commit(ctx, fmt.Sprintf("%s-retry/%s/%d", step, n.Removal.Operation, try), func(t *bus.Turn[lifecycle.Node]) error {
+	_, err := commit(ctx, l, fmt.Sprintf("%s-retry/%s/%d", step, n.Removal.Operation, try), func(t *bus.Turn[lifecycle.Node]) error {
 		r := t.State.Removal
 		if r == nil || r.Operation != n.Removal.Operation || r.Next() != step {
 			return errMoved
@@ -194,7 +197,7 @@ func (h *Handler) retryRemove(ctx context.Context, l *lease, step string, cause 
 		return nil
 	})
 	if err != nil {
-		return errors.Join(cause, movedOn(fmt.Errorf("record next attempt: %w", err)))
+		return errors.Join(cause, fmt.Errorf("record next attempt: %w", err))
 	}
 	return fmt.Errorf("attempt %d: %w", try, cause)
 }

@@ -108,7 +108,7 @@ func (h *Handler) verifyReady(ctx context.Context, l *lease, w world) error {
 	default:
 		return h.dismiss(ctx, l)
 	}
-	err := l.Commit(ctx, "lost/"+n.ClaimID, func(t *bus.Turn[lifecycle.Node]) error {
+	moved, err := commit(ctx, l, "lost/"+n.ClaimID, func(t *bus.Turn[lifecycle.Node]) error {
 		now := t.State
 		if now.Suspicion == nil || !now.Phase.Can(lifecycle.OnLost) {
 			return errMoved
@@ -121,7 +121,10 @@ func (h *Handler) verifyReady(ctx context.Context, l *lease, w world) error {
 		return emit(t, events.NodeLost{Node: now.Name, Pool: now.Pool, ClaimID: now.ClaimID, Reason: events.Reason(reason), At: t.Now})
 	})
 	if err != nil {
-		return movedOn(fmt.Errorf("record loss: %w", err))
+		return fmt.Errorf("record loss: %w", err)
+	}
+	if moved {
+		return nil
 	}
 	h.log.ErrorContext(ctx, "node lost, cleaning up what is left", "node", n.Name, "pool", n.Pool, "claim", n.ClaimID,
 		"reason", reason.Code, "message", reason.Message, "correlation_id", n.CorrelationID)
@@ -149,7 +152,7 @@ func (h *Handler) verifyOrphan(ctx context.Context, l *lease, w world) error {
 	if n.Removal != nil {
 		round = n.Removal.Round + 1
 	}
-	err := l.Commit(ctx, fmt.Sprintf("orphan/%s/%d", n.ClaimID, round), func(t *bus.Turn[lifecycle.Node]) error {
+	_, err := commit(ctx, l, fmt.Sprintf("orphan/%s/%d", n.ClaimID, round), func(t *bus.Turn[lifecycle.Node]) error {
 		now := t.State
 		switch {
 		case now.Suspicion == nil || now.Phase != n.Phase:
@@ -165,7 +168,7 @@ func (h *Handler) verifyOrphan(ctx context.Context, l *lease, w world) error {
 		return nil
 	})
 	if err != nil {
-		return movedOn(fmt.Errorf("record orphan: %w", err))
+		return fmt.Errorf("record orphan: %w", err)
 	}
 	return nil
 }
@@ -173,7 +176,7 @@ func (h *Handler) verifyOrphan(ctx context.Context, l *lease, w world) error {
 // dismiss forgets a report that turned out wrong.
 func (h *Handler) dismiss(ctx context.Context, l *lease) error {
 	n := l.Record()
-	err := l.Commit(ctx, "dismissed/"+n.ClaimID, func(t *bus.Turn[lifecycle.Node]) error {
+	moved, err := commit(ctx, l, "dismissed/"+n.ClaimID, func(t *bus.Turn[lifecycle.Node]) error {
 		if t.State.Suspicion == nil {
 			return errMoved
 		}
@@ -181,7 +184,10 @@ func (h *Handler) dismiss(ctx context.Context, l *lease) error {
 		return nil
 	})
 	if err != nil {
-		return movedOn(fmt.Errorf("dismiss report: %w", err))
+		return fmt.Errorf("dismiss report: %w", err)
+	}
+	if moved {
+		return nil
 	}
 	h.log.InfoContext(ctx, "report about a node turned out wrong", "node", n.Name, "kind", n.Suspicion.Kind, "detail", n.Suspicion.Detail)
 	return nil
@@ -191,7 +197,7 @@ func (h *Handler) dismiss(ctx context.Context, l *lease) error {
 func (h *Handler) retryVerify(ctx context.Context, l *lease, cause error) error {
 	n := l.Record()
 	try := n.Suspicion.Attempt + 1
-	err := l.Commit(ctx, fmt.Sprintf("check-retry/%s/%d", n.ClaimID, try), func(t *bus.Turn[lifecycle.Node]) error {
+	_, err := commit(ctx, l, fmt.Sprintf("check-retry/%s/%d", n.ClaimID, try), func(t *bus.Turn[lifecycle.Node]) error {
 		s := t.State.Suspicion
 		if s == nil {
 			return errMoved
@@ -200,7 +206,7 @@ func (h *Handler) retryVerify(ctx context.Context, l *lease, cause error) error 
 		return nil
 	})
 	if err != nil {
-		return errors.Join(cause, movedOn(fmt.Errorf("record next check: %w", err)))
+		return errors.Join(cause, fmt.Errorf("record next check: %w", err))
 	}
 	return fmt.Errorf("attempt %d: %w", try, cause)
 }

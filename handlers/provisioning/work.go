@@ -64,7 +64,6 @@ func (h *Handler) work(ctx context.Context, l *lease) error {
 		err = h.remove(ctx, l)
 	}
 	if err != nil {
-		h.metrics.failed()
 		return fmt.Errorf("node %s of pool %s (%s): %w", n.Name, n.Pool, n.Phase, err)
 	}
 	return nil
@@ -81,6 +80,24 @@ func (h *Handler) backoff(name string, attempt int) time.Duration {
 	sum := fnv.New32a()
 	fmt.Fprintf(sum, "%s/%d", name, attempt)
 	return d*4/5 + d*2/5*time.Duration(sum.Sum32()%1000)/1000
+}
+
+// errMoved aborts a change: a message moved the record on while the step ran.
+// The worker decides anew on the record as it is.
+var errMoved = errors.New("the record moved on")
+
+// commit is the lease's Commit. moved says that fn returned errMoved and nothing
+// was changed.
+func commit(ctx context.Context, l *lease, op string, fn func(t *bus.Turn[lifecycle.Node]) error) (moved bool, err error) {
+	err = l.Commit(ctx, op, func(t *bus.Turn[lifecycle.Node]) error {
+		err := fn(t)
+		if moved = errors.Is(err, errMoved); moved {
+			t.Unchanged()
+			return nil
+		}
+		return err
+	})
+	return moved, err
 }
 
 // abandoned reports whether an error only says that this process no longer
@@ -110,7 +127,7 @@ func (h *Handler) failNode(t *bus.Turn[lifecycle.Node], f failure) error {
 	reason := lifecycle.Reason{Code: f.code, Message: f.message}
 	n.Failure = &lifecycle.Failure{Stage: stage, Reason: reason, Log: f.log, At: t.Now}
 	n.Suspicion = nil
-	if f.cleanUp {
+	if f.cleanUp || stage.Undo() == lifecycle.UndoCleanUp {
 		beginRemoval(n, reason, t.Now)
 	}
 	return emit(t, events.NodeFailed{Node: n.Name, Pool: n.Pool, ClaimID: n.ClaimID, Failure: events.Failure{
@@ -120,24 +137,22 @@ func (h *Handler) failNode(t *bus.Turn[lifecycle.Node], f failure) error {
 
 // fail commits that the claim failed, if still applies to the record.
 func (h *Handler) fail(ctx context.Context, l *lease, f failure, still func(n lifecycle.Node) bool) error {
-	name := l.Key().Name
-	failed := false
-	err := l.Commit(ctx, "failed/"+l.Record().ClaimID, func(t *bus.Turn[lifecycle.Node]) error {
-		failed = still(*t.State) && t.State.Phase.Can(lifecycle.OnFailed)
-		if !failed {
-			t.Unchanged()
-			return nil
+	moved, err := commit(ctx, l, "failed/"+l.Record().ClaimID, func(t *bus.Turn[lifecycle.Node]) error {
+		if !still(*t.State) || !t.State.Phase.Can(lifecycle.OnFailed) {
+			return errMoved
 		}
 		return h.failNode(t, f)
 	})
 	if err != nil {
 		return fmt.Errorf("record failure %s: %w", f.code, err)
 	}
-	if failed {
-		h.metrics.failed()
-		h.log.ErrorContext(ctx, "node claim failed", "node", name, "pool", l.Record().Pool, "reason", f.code,
-			"message", f.message, "claim", l.Record().ClaimID, "correlation_id", l.Record().CorrelationID)
+	if moved {
+		return nil
 	}
+	h.metrics.failed()
+	n := l.Record()
+	h.log.ErrorContext(ctx, "node claim failed", "node", n.Name, "pool", n.Pool, "reason", f.code,
+		"message", f.message, "claim", n.ClaimID, "correlation_id", n.CorrelationID)
 	return nil
 }
 
