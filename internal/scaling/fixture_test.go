@@ -25,6 +25,7 @@ type setup struct {
 	state  State
 	obs    Observation
 	step   int
+	named  int  // pods that were given a name
 	frozen bool // the snapshot is not taken again at each evaluation
 }
 
@@ -190,8 +191,9 @@ func (s *setup) class(id string, cpu int64) *PodClass {
 // and unschedulable when node is empty.
 func (s *setup) pods(class, node string, n int) *Pod {
 	for range n {
-		p := Pod{Namespace: "ns", Name: fmt.Sprintf("%s-%03d", class, len(s.obs.Pods)), Class: class, Node: node, Phase: "Running",
+		p := Pod{Namespace: "ns", Name: fmt.Sprintf("%s-%03d", class, s.named), Class: class, Node: node, Phase: "Running",
 			CreatedAt: s.now, OwnerKind: "ReplicaSet", OwnerName: class}
+		s.named++
 		if node == "" {
 			p.Phase, p.UnschedulableSince = "Pending", s.now
 		}

@@ -222,7 +222,8 @@ func (e *evaluation) measure() {
 			p.size++
 		default:
 			p.size++
-			if n.node != nil && n.node.Ready {
+			// One whose removal is being undone may turn out to be drained already.
+			if n.node != nil && n.node.Ready && n.kind != kindRestoring {
 				p.ready++
 			}
 		}

@@ -228,13 +228,11 @@ func (e *evaluation) cancel(n *simNode, p *poolRun, why Reason, r Request) {
 	delete(e.s.Unneeded, n.name)
 }
 
-// backIn counts a node whose removal was called off among those that stay.
+// backIn counts a node whose removal was called off among those that stay; as
+// Ready only when it is uncordoned.
 func (e *evaluation) backIn(n *simNode, p *poolRun) {
 	e.restore(n)
 	p.leaving--
 	p.size++
-	if n.node != nil && n.node.Ready {
-		p.ready++
-	}
 	p.st.AddedAt = e.now
 }
