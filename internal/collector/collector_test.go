@@ -1,6 +1,7 @@
 package collector_test
 
 import (
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -11,6 +12,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/watch"
+	"k8s.io/client-go/kubernetes/fake"
 	k8stesting "k8s.io/client-go/testing"
 
 	"github.com/k3s-autoscaler/k3s-autoscaler/events"
@@ -166,16 +168,15 @@ func TestNothingIsPublishedFromAHalfFilledCache(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		b := &testBundle{}
-		refuse := true
+		var refuse atomic.Bool
+		refuse.Store(true)
 		*b = *setup(t, func(o *collector.Options) {
-			o.Client.(interface {
-				PrependReactor(string, string, k8stesting.ReactionFunc)
-			}).PrependReactor("list", "poddisruptionbudgets", func(k8stesting.Action) (bool, runtime.Object, error) { return refuse, nil, errDown })
+			o.Client.(*fake.Clientset).PrependReactor("list", "poddisruptionbudgets", func(k8stesting.Action) (bool, runtime.Object, error) { return refuse.Load(), nil, errDown })
 		}, node("w1", claimed))
 		defer b.stop()
 		require.Empty(t, b.after(5*time.Minute))
 		require.ErrorContains(t, b.collector.Ready(), "waiting for [poddisruptionbudgets]")
-		refuse = false
+		refuse.Store(false)
 		require.NotEmpty(t, every[events.SnapshotCaptured](t, b.after(2*time.Minute)))
 		require.NoError(t, b.collector.Ready())
 	})
@@ -184,15 +185,13 @@ func TestNothingIsPublishedFromAHalfFilledCache(t *testing.T) {
 func TestFreshnessStandsStillWhileTheAPIServerDoesNotAnswer(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		down := false
+		var down atomic.Bool
 		b := setup(t, func(o *collector.Options) {
-			o.Client.(interface {
-				PrependReactor(string, string, k8stesting.ReactionFunc)
-			}).PrependReactor("get", "version", func(k8stesting.Action) (bool, runtime.Object, error) { return down, nil, errDown })
+			o.Client.(*fake.Clientset).PrependReactor("get", "version", func(k8stesting.Action) (bool, runtime.Object, error) { return down.Load(), nil, errDown })
 		}, node("w1"))
 		defer b.stop()
 		b.after(20 * time.Second)
-		down = true
+		down.Store(true)
 		cut := time.Now()
 		deltas := every[events.SnapshotChanged](t, b.after(time.Minute))
 		require.NotEmpty(t, deltas, "an unreachable API server stops no snapshot")
@@ -201,7 +200,7 @@ func TestFreshnessStandsStillWhileTheAPIServerDoesNotAnswer(t *testing.T) {
 		require.False(t, last.Freshness[events.KindPod].After(cut))
 		require.Len(t, foldOf(t, b.bus.all()).Nodes(), 1, "unknown is not zero")
 		require.ErrorContains(t, b.collector.Ready(), "not known to be current")
-		down = false
+		down.Store(false)
 		deltas = every[events.SnapshotChanged](t, b.after(15*time.Second))
 		require.WithinDuration(t, time.Now(), deltas[len(deltas)-1].Freshness[events.KindNode], 15*time.Second)
 		require.NoError(t, b.collector.Ready())
@@ -211,26 +210,23 @@ func TestFreshnessStandsStillWhileTheAPIServerDoesNotAnswer(t *testing.T) {
 func TestFreshnessOfAKindStandsStillWhileItsWatchIsRefused(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		var watches []*watch.FakeWatcher
-		refuse := false
-		b := &testBundle{}
-		*b = *setup(t, func(o *collector.Options) {
-			o.Client.(interface {
-				PrependWatchReactor(string, k8stesting.WatchReactionFunc)
-			}).PrependWatchReactor("persistentvolumes", func(k8stesting.Action) (bool, watch.Interface, error) {
-				if refuse {
+		watches := make(chan *watch.FakeWatcher, 10)
+		var refuse atomic.Bool
+		b := setup(t, func(o *collector.Options) {
+			o.Client.(*fake.Clientset).PrependWatchReactor("persistentvolumes", func(k8stesting.Action) (bool, watch.Interface, error) {
+				if refuse.Load() {
 					return true, nil, errDown
 				}
 				w := watch.NewFake()
-				watches = append(watches, w)
+				watches <- w
 				return true, w, nil
 			})
 		}, node("w1"))
 		defer b.stop()
 		b.after(20 * time.Second)
 		require.Len(t, watches, 1)
-		refuse = true
-		watches[0].Stop()
+		refuse.Store(true)
+		(<-watches).Stop()
 		cut := time.Now()
 		deltas := every[events.SnapshotChanged](t, b.after(time.Minute))
 		last := deltas[len(deltas)-1]
@@ -240,7 +236,7 @@ func TestFreshnessOfAKindStandsStillWhileItsWatchIsRefused(t *testing.T) {
 		count, err := testutil.GatherAndCount(b.reg, "autoscaler_kubernetes_api_errors_total")
 		require.NoError(t, err)
 		require.Equal(t, 1, count)
-		refuse = false
+		refuse.Store(false)
 		deltas = every[events.SnapshotChanged](t, b.after(2*time.Minute))
 		last = deltas[len(deltas)-1]
 		require.WithinDuration(t, last.CapturedAt, last.Freshness[events.KindPod], 5*time.Second)
@@ -281,14 +277,15 @@ func TestWhatTheBusDoesNotTakeIsSentAgainAsAFullSnapshot(t *testing.T) {
 func TestALaggingDecisionGetsFewerSnapshots(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		lag := 10
-		b := setup(t, func(o *collector.Options) { o.Lag = func() int { return lag } }, node("w1"))
+		var lag atomic.Int64
+		lag.Store(10)
+		b := setup(t, func(o *collector.Options) { o.Lag = func() int { return int(lag.Load()) } }, node("w1"))
 		defer b.stop()
 		b.after(time.Second)
 		b.create(node("w2"))
 		require.Empty(t, b.after(499*time.Millisecond))
 		require.Len(t, b.after(time.Millisecond), 1)
-		lag = 0
+		lag.Store(0)
 		b.create(node("w3"))
 		require.Len(t, b.after(50*time.Millisecond), 1)
 	})

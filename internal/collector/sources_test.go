@@ -1,0 +1,131 @@
+package collector_test
+
+import (
+	"context"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/stretchr/testify/require"
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/api/resource"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	k8stesting "k8s.io/client-go/testing"
+	metricsv1beta1 "k8s.io/metrics/pkg/apis/metrics/v1beta1"
+	metricsfake "k8s.io/metrics/pkg/client/clientset/versioned/fake"
+
+	"github.com/k3s-autoscaler/k3s-autoscaler/events"
+	"github.com/k3s-autoscaler/k3s-autoscaler/internal/collector"
+)
+
+func TestUsageIsReadWhereItIsServedAndUnknownElsewhere(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		var answer atomic.Value
+		answer.Store(func() (runtime.Object, error) {
+			return &metricsv1beta1.NodeMetricsList{Items: []metricsv1beta1.NodeMetrics{
+				{ObjectMeta: metav1.ObjectMeta{Name: "w1"}, Timestamp: metav1.NewTime(time.Now().Truncate(time.Second)),
+					Usage: corev1.ResourceList{corev1.ResourceCPU: resource.MustParse("250m"), corev1.ResourceMemory: resource.MustParse("1Gi")}},
+				{ObjectMeta: metav1.ObjectMeta{Name: "w2"}},
+			}}, nil
+		})
+		metrics := metricsfake.NewSimpleClientset()
+		metrics.PrependReactor("list", "nodes", func(k8stesting.Action) (bool, runtime.Object, error) {
+			o, err := answer.Load().(func() (runtime.Object, error))()
+			return true, o, err
+		})
+		b := setup(t, func(o *collector.Options) { o.Metrics = metrics }, node("w1"), node("w2"))
+		defer b.stop()
+		b.after(20 * time.Second)
+		f := foldOf(t, b.bus.all())
+		require.Len(t, f.Usage(), 1, "a node without a measurement is unknown")
+		require.EqualValues(t, 250, f.Usage()["w1"].CPUMilli)
+		require.EqualValues(t, 1<<30, f.Usage()["w1"].MemoryBytes)
+		require.WithinDuration(t, time.Now(), f.Freshness[events.KindUsage], 25*time.Second)
+
+		answer.Store(func() (runtime.Object, error) { return nil, errDown })
+		cut := time.Now()
+		b.after(time.Minute)
+		f = foldOf(t, b.bus.all())
+		require.Len(t, f.Usage(), 1)
+		require.False(t, f.Freshness[events.KindUsage].After(cut))
+
+		answer.Store(func() (runtime.Object, error) {
+			return nil, apierrors.NewNotFound(schema.GroupResource{Group: "metrics.k8s.io", Resource: "nodes"}, "")
+		})
+		b.after(time.Minute)
+		f = foldOf(t, b.bus.all())
+		require.Empty(t, f.Usage())
+		require.NotContains(t, f.Freshness, events.KindUsage)
+	})
+}
+
+func TestRecordsAreTakenUpAgainWhenTheirWatchBreaks(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		recs := &records{present: []events.NodeRecord{{Name: "w1", Phase: "ready"}, {Name: "w2", Phase: "created"}}}
+		b := setup(t, func(o *collector.Options) { o.Records = recs })
+		defer b.stop()
+		b.after(30 * time.Second)
+		require.Len(t, foldOf(t, b.bus.all()).Records(), 2)
+		recs.cut(events.NodeRecord{Name: "w2", Phase: "ready"}, events.NodeRecord{Name: "w3", Phase: "claimed"})
+		b.after(1100 * time.Millisecond)
+		f := foldOf(t, b.bus.all())
+		require.Equal(t, map[string]events.NodeRecord{"w2": {Name: "w2", Phase: "ready"}, "w3": {Name: "w3", Phase: "claimed"}}, f.Records())
+		b.after(30 * time.Second)
+		require.WithinDuration(t, time.Now(), foldOf(t, b.bus.all()).Freshness[events.KindRecord], 20*time.Second)
+	})
+}
+
+func TestWhereAPodsDataLivesFollowsItsClaimsAndVolumes(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		ctx := context.Background()
+		withClaim := func(p *corev1.Pod) {
+			p.Spec.Volumes = []corev1.Volume{
+				{Name: "data", VolumeSource: corev1.VolumeSource{PersistentVolumeClaim: &corev1.PersistentVolumeClaimVolumeSource{ClaimName: "data"}}},
+				{Name: "shm", VolumeSource: corev1.VolumeSource{EmptyDir: &corev1.EmptyDirVolumeSource{Medium: corev1.StorageMediumMemory}}},
+			}
+		}
+		local := []events.LocalVolume{{Name: "data", Kind: events.LocalPersisted}}
+		b := setup(t, nil, node("w1"), pod("a", withClaim))
+		defer b.stop()
+		storage := func() []events.LocalVolume {
+			b.after(2 * time.Second)
+			f := foldOf(t, b.bus.all())
+			p := f.Pods()["shop/a"]
+			require.Contains(t, f.Classes(), p.Class)
+			require.Equal(t, []string{events.ConstraintVolumes}, f.Classes()[p.Class].Unsimulated)
+			return p.LocalStorage
+		}
+		require.Empty(t, storage(), "not bound: nothing is on a node yet")
+		b.update(pod("a", withClaim, on("w1")))
+		require.Equal(t, local, storage(), "a claim that is unknown counts as local")
+		claim := &corev1.PersistentVolumeClaim{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "data"}}
+		_, err := b.client.CoreV1().PersistentVolumeClaims("shop").Create(ctx, claim, metav1.CreateOptions{})
+		require.NoError(t, err)
+		require.Empty(t, storage(), "the claim has no volume")
+		claim.Spec.VolumeName = "pv"
+		_, err = b.client.CoreV1().PersistentVolumeClaims("shop").Update(ctx, claim, metav1.UpdateOptions{})
+		require.NoError(t, err)
+		require.Equal(t, local, storage(), "a volume that is unknown counts as local")
+		volume := &corev1.PersistentVolume{ObjectMeta: metav1.ObjectMeta{Name: "pv"}}
+		volume.Spec.NFS = &corev1.NFSVolumeSource{Server: "nas", Path: "/"}
+		_, err = b.client.CoreV1().PersistentVolumes().Create(ctx, volume, metav1.CreateOptions{})
+		require.NoError(t, err)
+		require.Empty(t, storage())
+		require.NoError(t, b.client.CoreV1().PersistentVolumes().Delete(ctx, "pv", metav1.DeleteOptions{}))
+		require.Equal(t, local, storage())
+		require.NoError(t, b.client.CoreV1().PersistentVolumeClaims("shop").Delete(ctx, "data", metav1.DeleteOptions{}))
+		require.Equal(t, local, storage())
+		b.deletePod("a")
+		b.after(2 * time.Second)
+		f := foldOf(t, b.bus.all())
+		require.Empty(t, f.Pods())
+		require.Empty(t, f.Classes(), "a class without pods is gone")
+	})
+}
