@@ -53,7 +53,7 @@ func (d Definition) SchemaURI() string {
 func (d Definition) ReadBy(handler string) bool { return slices.Contains(d.Readers, handler) }
 
 // NewPayload returns a pointer to a zero payload of the type.
-func (d Definition) NewPayload() Payload { return d.newPayload().(Payload) }
+func (d Definition) NewPayload() Payload { return d.newPayload() }
 
 func (d Definition) newPayload() Payload {
 	return reflect.New(reflect.TypeOf(d.payload)).Interface().(Payload)

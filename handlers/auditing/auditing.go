@@ -85,10 +85,10 @@ type Handler struct {
 func New(o Options) (*Handler, error) {
 	var errs []error
 	if o.Store == nil {
-		errs = append(errs, errors.New("Store is required"))
+		errs = append(errs, errors.New("store is required"))
 	}
 	if o.Log == nil {
-		errs = append(errs, errors.New("Log is required"))
+		errs = append(errs, errors.New("log is required"))
 	}
 	if err := errors.Join(errs...); err != nil {
 		return nil, fmt.Errorf("auditing: %w", err)

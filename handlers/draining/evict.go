@@ -84,22 +84,32 @@ func (h *Handler) evictRound(ctx context.Context, l *lease) error {
 	if err != nil {
 		return err
 	}
-	if _, err := c.Node(ctx, d.Node); errors.Is(err, ErrNotFound) {
+	node, err := c.Node(ctx, d.Node)
+	switch {
+	case errors.Is(err, ErrNotFound):
 		return h.gone(ctx, l)
-	} else if err != nil {
+	case err != nil:
 		return fmt.Errorf("look at the node: %w", err)
+	case d.ClaimID != "" && node.ClaimID != d.ClaimID:
+		return h.notOurs(ctx, l, node)
 	}
-	pods, err := c.Pods(ctx, d.Node)
+	here, err := moving(ctx, c, d.Node)
 	if err != nil {
-		return fmt.Errorf("list the node's pods: %w", err)
+		return err
 	}
-	here := slices.DeleteFunc(slices.Clone(pods), func(p Pod) bool { return !moves(p) })
+	if len(here) == 0 {
+		if here, err = h.lookAgain(ctx, l, c); err != nil {
+			return err
+		}
+	}
 	if len(here) == 0 {
 		return h.drained(ctx, l)
 	}
 	never := neverEvicted(here, d.Actor != "")
 	try := candidates(here, never)
-	if refs := refsOf(try); len(refs) > 0 && len(d.Evicting) == 0 {
+	// A process that died may have left an intent: what it named is still to be
+	// told, what is asked for now joins it.
+	if refs := union(d.Evicting, refsOf(try)); len(refs) > len(d.Evicting) {
 		moved, err := commit(ctx, l, fmt.Sprintf("intent/%s/%d", d.RequestID, d.Round), func(t *turn) error {
 			if !same(*t.State, d) {
 				return errMoved
@@ -110,13 +120,35 @@ func (h *Handler) evictRound(ctx context.Context, l *lease) error {
 		if err != nil || moved {
 			return err
 		}
-		d = l.Record()
 	}
 	outcomes := h.evictAll(ctx, c, try)
 	if err := ctx.Err(); err != nil {
 		return err
 	}
 	return h.record(ctx, l, here, never, outcomes)
+}
+
+// moving returns the pods on a node that have to leave it.
+func moving(ctx context.Context, c Evictor, node string) ([]Pod, error) {
+	pods, err := c.Pods(ctx, node)
+	if err != nil {
+		return nil, fmt.Errorf("list the node's pods: %w", err)
+	}
+	return slices.DeleteFunc(slices.Clone(pods), func(p Pod) bool { return !moves(p) }), nil
+}
+
+// lookAgain lists the pods of a node that seems empty once more, behind a
+// cordon that is known to be in place: if somebody lifted it meanwhile, pods
+// may have been bound. To end a drain, people cancel it.
+func (h *Handler) lookAgain(ctx context.Context, l *lease, c Cluster) ([]Pod, error) {
+	d := l.Record()
+	if err := h.effect(ctx, "recordon", func(ctx context.Context) error {
+		_, err := c.Cordon(ctx, d.Node, d.RequestID)
+		return err
+	}); err != nil {
+		return nil, err
+	}
+	return moving(ctx, c, d.Node)
 }
 
 // candidates are the pods to evict now: those of the system only when no other
@@ -274,6 +306,7 @@ func (h *Handler) drained(ctx context.Context, l *lease) error {
 	}); err != nil {
 		return err
 	}
+	h.ended(d, outcomeDrained)
 	h.log.InfoContext(ctx, "node drained", "node", d.Node, "goal", d.Goal, "evicted", l.Record().Evicted, "request", d.RequestID, "correlation_id", d.CorrelationID)
 	return nil
 }
@@ -293,6 +326,13 @@ func refsOf(pods []Pod) []string {
 	}
 	slices.Sort(out)
 	return out
+}
+
+// union returns the names of both, once each, in order.
+func union(a, b []string) []string {
+	out := append(slices.Clone(a), b...)
+	slices.Sort(out)
+	return slices.Compact(out)
 }
 
 // keys tell whether a set of blockers is another one; their messages count

@@ -17,7 +17,8 @@ const (
 	ReasonNotDrainable   = "NotDrainable"    // pods that are never evicted; nothing was changed
 	ReasonDeadline       = "DrainDeadline"   // not empty in time
 	ReasonNodeGone       = "NodeGone"        // the Node object does not exist any more
-	ReasonNoReturn       = "PastNoReturn"    // a cancel of a node that is being removed
+	ReasonNoReturn       = "PastNoReturn"    // a cancel or request for a node that is being removed
+	ReasonUndoing        = "BeingUndone"     // a request while an earlier one is being undone
 	reasonUnknownCluster = "UnknownCluster"  // not configured here
 	reasonCancelled      = "CancelRequested" // where the cancel gave none
 )
@@ -67,9 +68,13 @@ func (h *Handler) requested(ctx context.Context, d bus.Delivery, p events.NodeDr
 				p.NotAfter.UTC().Format(time.RFC3339), t.Now.Format(time.RFC3339)))
 		}
 		if !st.Can(lifecycle.OnDrainRequested) {
+			t.Unchanged()
+			if st.Phase == lifecycle.DrainUncordoning {
+				outcome = "drain request refused, an earlier one is being undone"
+				return refuse(t, d, p, ReasonUndoing, "request "+st.RequestID+" is being undone; ask again when the node is uncordoned")
+			}
 			// A removal under way outranks what came later.
 			outcome = "drain request refused, the node is being removed"
-			t.Unchanged()
 			return refuse(t, d, p, ReasonNoReturn, "the node is past the point of no return of request "+st.RequestID)
 		}
 		if err := st.Request(p.Goal, p.Deadline.Std(), t.Now); err != nil {

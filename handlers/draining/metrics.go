@@ -10,7 +10,17 @@ import (
 
 type metrics struct {
 	evictions *prometheus.CounterVec
+	drains    *prometheus.CounterVec
 }
+
+// How a drain ended, as a label.
+const (
+	outcomeDrained   = "drained"
+	outcomeDeadline  = "deadline"
+	outcomeCancelled = "cancelled" // by decision or a person
+	outcomeRefused   = "refused"   // before anything was changed
+	outcomeGone      = "gone"
+)
 
 func newMetrics(reg prometheus.Registerer, log *slog.Logger) *metrics {
 	return &metrics{
@@ -18,5 +28,9 @@ func newMetrics(reg prometheus.Registerer, log *slog.Logger) *metrics {
 			Name: "autoscaler_evictions_total",
 			Help: "Evictions asked for, by what the API server answered: accepted, gone, blocked, failed.",
 		}, []string{"result"})),
+		drains: bus.Register(reg, log, prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "autoscaler_drains_total",
+			Help: "Drains and cordons that ended, by goal and outcome: drained, deadline, cancelled, refused, gone.",
+		}, []string{"goal", "outcome"})),
 	}
 }

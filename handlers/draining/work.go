@@ -188,13 +188,24 @@ func (h *Handler) expire(ctx context.Context, l *lease) error {
 func (h *Handler) gone(ctx context.Context, l *lease) error {
 	d := l.Record()
 	announce := d.Active() // a removal that was drained ends so
-	return h.settle(ctx, l, lifecycle.OnGone, func(t *turn) error {
+	if err := h.settle(ctx, l, lifecycle.OnGone, func(t *turn) error {
 		if !announce {
 			return nil
 		}
 		return emit(t, events.NodeUncordoned{DrainRef: ref(t), Reason: events.Reason{
 			Code: ReasonNodeGone, Message: "the Node object does not exist any more; there is nothing left to drain"}})
-	})
+	}); err != nil {
+		return err
+	}
+	if announce {
+		h.ended(d, outcomeGone)
+	}
+	return nil
+}
+
+func (h *Handler) notOurs(ctx context.Context, l *lease, node Node) error {
+	return h.abort(ctx, l, lifecycle.OnCancelled, ReasonNotOurs,
+		fmt.Sprintf("the node's claim label is %q, the request's claim %q; only nodes of ours are touched", node.ClaimID, l.Record().ClaimID), nil)
 }
 
 // cordon looks at everything that could forbid the drain, before it changes
@@ -212,8 +223,7 @@ func (h *Handler) cordon(ctx context.Context, l *lease) error {
 	case err != nil:
 		return fmt.Errorf("look at the node: %w", err)
 	case node.ClaimID == "" || d.ClaimID != "" && node.ClaimID != d.ClaimID:
-		return h.abort(ctx, l, lifecycle.OnCancelled, ReasonNotOurs,
-			fmt.Sprintf("the node's claim label is %q, the request's claim %q; only nodes of ours are touched", node.ClaimID, d.ClaimID), nil)
+		return h.notOurs(ctx, l, node)
 	}
 	if d.Goal != lifecycle.GoalCordon {
 		pods, err := c.Pods(ctx, d.Node)
@@ -281,9 +291,25 @@ func (h *Handler) uncordon(ctx context.Context, l *lease) error {
 	}); err != nil {
 		return err
 	}
+	h.ended(d, undoOutcome(d))
 	h.log.WarnContext(ctx, "drain undone, the node is capacity again", "node", d.Node, "goal", d.Goal, "reason", d.UndoReason.Code,
 		"message", d.UndoReason.Message, "request", d.RequestID, "correlation_id", d.CorrelationID)
 	return nil
+}
+
+// ended counts a drain that ended.
+func (h *Handler) ended(d lifecycle.Drain, outcome string) {
+	h.metrics.drains.WithLabelValues(d.Goal, outcome).Inc()
+}
+
+func undoOutcome(d lifecycle.Drain) string {
+	switch {
+	case d.UndoReason.Code == ReasonDeadline:
+		return outcomeDeadline
+	case d.CordonedAt.IsZero():
+		return outcomeRefused
+	}
+	return outcomeCancelled
 }
 
 // lookFor ends the record of a node that stayed cordoned or drained, or was
