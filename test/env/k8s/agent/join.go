@@ -137,6 +137,7 @@ func verifyPassword(ctx context.Context, o agentOptions, caPEM []byte, password 
 		Host:            o.server,
 		BearerToken:     o.token,
 		TLSClientConfig: rest.TLSClientConfig{CAData: caPEM},
+		ContentConfig:   rest.ContentConfig{ContentType: "application/json"},
 	})
 	if err != nil {
 		return err
