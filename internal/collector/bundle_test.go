@@ -110,7 +110,9 @@ type testBundle struct {
 
 func setup(t *testing.T, edit func(*collector.Options), objects ...runtime.Object) *testBundle {
 	t.Helper()
-	b := &testBundle{t: t, client: fake.NewClientset(objects...), bus: &bus{ids: map[string]bool{}}, reg: prometheus.NewRegistry()}
+	//nolint:staticcheck // the tracker of NewClientset builds a REST mapper at every write, and managed fields are trimmed anyway
+	client := fake.NewSimpleClientset(objects...)
+	b := &testBundle{t: t, client: client, bus: &bus{ids: map[string]bool{}}, reg: prometheus.NewRegistry()}
 	b.start(edit)
 	return b
 }

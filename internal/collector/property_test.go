@@ -21,7 +21,7 @@ import (
 // the published snapshots add up to is what a fresh look at the cluster gives.
 func TestTheSumOfAllSnapshotsIsWhatAFreshLookGives(t *testing.T) {
 	t.Parallel()
-	for seed := range uint64(12) {
+	for seed := range uint64(8) {
 		t.Run(fmt.Sprint("seed ", seed), func(t *testing.T) {
 			t.Parallel()
 			synctest.Test(t, func(t *testing.T) {
