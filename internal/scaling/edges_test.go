@@ -1,6 +1,7 @@
 package scaling
 
 import (
+	"fmt"
 	"testing"
 	"time"
 
@@ -180,4 +181,21 @@ func TestATolerationMustMatchKeyValueAndEffect(t *testing.T) {
 	} {
 		require.Equal(t, c.want, tolerated(taint, []corev1.Toleration{c.o}), "%+v", c.o)
 	}
+}
+
+func TestADecisionNamesFiftyOfAKindAndNoMore(t *testing.T) {
+	t.Parallel()
+	p := testPool("a")
+	p.Max = 200
+	s := newSetup(t, p)
+	for i := range 120 {
+		s.node("a", fmt.Sprintf("a-%03d", i))
+		s.class(fmt.Sprint("big-", i), 2000)
+		s.pods(fmt.Sprint("big-", i), "", 1)
+	}
+	d := only(t, s.evaluate())
+	for _, n := range []int{len(d.Rules), len(d.Guards), len(d.Rejected), len(d.WouldChange)} {
+		require.LessOrEqual(t, n, maxNamed)
+	}
+	require.Len(t, d.Rejected, maxNamed)
 }

@@ -23,7 +23,6 @@ type evaluation struct {
 	s      State
 	pools  []*poolRun // by name
 	world  *world
-	orders int // drains and cancels so far, for their order
 
 	claims  []Claim
 	drains  []Order

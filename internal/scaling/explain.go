@@ -86,10 +86,9 @@ func (e *evaluation) decide(p *poolRun) Decision {
 	if slices.ContainsFunc(d.Rejected, func(a Alternative) bool { return !a.quiet }) && d.Verdict == Held && d.Reason.Code == CodeSteady {
 		d.Reason = Reason{CodeNoRemovableNode, "nothing asks for more nodes, and the unneeded ones are not removable"}
 	}
-	d.Overruled = compact(d.Overruled)
-	d.WouldChange = compact(d.WouldChange)
-	d.Rejected = d.Rejected[:min(len(d.Rejected), maxNamed)]
-	d.Inputs = d.Inputs[:min(len(d.Inputs), maxNamed)]
+	// What follows from an event has to fit one message.
+	d.Rules, d.Guards, d.Rejected, d.Inputs = first(d.Rules), first(d.Guards), first(d.Rejected), first(d.Inputs)
+	d.Overruled, d.WouldChange = first(compact(d.Overruled)), first(compact(d.WouldChange))
 	return d
 }
 
@@ -162,6 +161,9 @@ func dedupe(as []Alternative) []Alternative {
 	}
 	return out
 }
+
+// first keeps as many as a decision names.
+func first[T any](in []T) []T { return in[:min(len(in), maxNamed)] }
 
 func compact[T comparable](in []T) []T {
 	var out []T

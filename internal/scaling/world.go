@@ -259,11 +259,11 @@ func (w *world) learnCommon(t *simNode) {
 	}
 }
 
-// instance is a node made from the template.
-func (t *simNode) instance(name string, k kind) *simNode {
-	n := *t
-	n.name, n.kind, n.alloc, n.free = name, k, t.alloc.clone(), t.free.clone()
-	n.labels = maps.Clone(t.labels)
-	n.labels[corev1.LabelHostname] = name
-	return &n
+// instance is a node made from a template.
+func (n *simNode) instance(name string, k kind) *simNode {
+	out := *n
+	out.name, out.kind, out.alloc, out.free = name, k, n.alloc.clone(), n.free.clone()
+	out.labels = maps.Clone(n.labels)
+	out.labels[corev1.LabelHostname] = name
+	return &out
 }
