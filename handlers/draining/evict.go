@@ -264,15 +264,14 @@ func (h *Handler) record(ctx context.Context, l *lease, here []Pod, never []life
 		} else {
 			st.Attempt = 0
 		}
+		var told []error
 		if len(evicted) > 0 {
-			if err := emit(t, events.NodeDrainProgressed{DrainRef: ref(t), Evicted: evicted, Remaining: len(here)}); err != nil {
-				return err
-			}
+			told = append(told, emit(t, events.NodeDrainProgressed{DrainRef: ref(t), Evicted: evicted, Remaining: len(here)}))
 		}
 		if changed && len(blockers) > 0 {
-			return emit(t, events.NodeDrainBlocked{DrainRef: ref(t), Blockers: eventBlockers(blockers), Deadline: st.Deadline})
+			told = append(told, emit(t, events.NodeDrainBlocked{DrainRef: ref(t), Blockers: eventBlockers(blockers), Deadline: st.Deadline}))
 		}
-		return nil
+		return errors.Join(told...)
 	})
 	if err != nil {
 		return fmt.Errorf("record evictions: %w", err)
@@ -293,16 +292,14 @@ func (h *Handler) drained(ctx context.Context, l *lease) error {
 	d := l.Record()
 	if err := h.settle(ctx, l, lifecycle.OnEmptied, func(t *turn) error {
 		st := t.State
-		if n := len(st.Evicting); n > 0 {
-			evicted := st.Evicting
-			st.Evicted, st.Evicting = st.Evicted+n, nil
-			if err := emit(t, events.NodeDrainProgressed{DrainRef: ref(t), Evicted: evicted}); err != nil {
-				return err
-			}
+		var told error
+		if len(st.Evicting) > 0 { // of a process that died before it could say so
+			told = emit(t, events.NodeDrainProgressed{DrainRef: ref(t), Evicted: st.Evicting})
+			st.Evicted, st.Evicting = st.Evicted+len(st.Evicting), nil
 		}
 		st.Remaining, st.Blockers = 0, nil
-		return emit(t, events.NodeDrained{DrainRef: ref(t), DecisionID: st.DecisionID, Reason: events.Reason(st.Reason),
-			Actor: st.Actor, Evicted: st.Evicted, DecidedAt: st.DecidedAt})
+		return errors.Join(told, emit(t, events.NodeDrained{DrainRef: ref(t), DecisionID: st.DecisionID, Reason: events.Reason(st.Reason),
+			Actor: st.Actor, Evicted: st.Evicted, DecidedAt: st.DecidedAt}))
 	}); err != nil {
 		return err
 	}

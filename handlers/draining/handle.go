@@ -2,6 +2,7 @@ package draining
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"time"
 
@@ -12,15 +13,14 @@ import (
 
 // Codes of the reasons that draining gives.
 const (
-	ReasonRequestExpired = "RequestExpired"  // read after its end; nothing was changed
-	ReasonNotOurs        = "NotOurs"         // the node does not carry the claim
-	ReasonNotDrainable   = "NotDrainable"    // pods that are never evicted; nothing was changed
-	ReasonDeadline       = "DrainDeadline"   // not empty in time
-	ReasonNodeGone       = "NodeGone"        // the Node object does not exist any more
-	ReasonNoReturn       = "PastNoReturn"    // a cancel or request for a node that is being removed
-	ReasonUndoing        = "BeingUndone"     // a request while an earlier one is being undone
-	reasonUnknownCluster = "UnknownCluster"  // not configured here
-	reasonCancelled      = "CancelRequested" // where the cancel gave none
+	ReasonRequestExpired = "RequestExpired" // read after its end; nothing was changed
+	ReasonNotOurs        = "NotOurs"        // the node does not carry the claim
+	ReasonNotDrainable   = "NotDrainable"   // pods that are never evicted; nothing was changed
+	ReasonDeadline       = "DrainDeadline"  // not empty in time
+	ReasonNodeGone       = "NodeGone"       // the Node object does not exist any more
+	ReasonNoReturn       = "PastNoReturn"   // a cancel or request for a node that is being removed
+	ReasonUndoing        = "BeingUndone"    // a request while an earlier one is being undone
+	reasonUnknownCluster = "UnknownCluster" // not configured here
 )
 
 // Handle implements bus.Handler.
@@ -67,7 +67,7 @@ func (h *Handler) requested(ctx context.Context, d bus.Delivery, p events.NodeDr
 			return refuse(t, d, p, ReasonRequestExpired, fmt.Sprintf("the request ended at %s and was read at %s; nothing was changed",
 				p.NotAfter.UTC().Format(time.RFC3339), t.Now.Format(time.RFC3339)))
 		}
-		if !st.Can(lifecycle.OnDrainRequested) {
+		if st.Request(p.Goal, p.Deadline.Std(), t.Now) != nil {
 			t.Unchanged()
 			if st.Phase == lifecycle.DrainUncordoning {
 				outcome = "drain request refused, an earlier one is being undone"
@@ -76,9 +76,6 @@ func (h *Handler) requested(ctx context.Context, d bus.Delivery, p events.NodeDr
 			// A removal under way outranks what came later.
 			outcome = "drain request refused, the node is being removed"
 			return refuse(t, d, p, ReasonNoReturn, "the node is past the point of no return of request "+st.RequestID)
-		}
-		if err := st.Request(p.Goal, p.Deadline.Std(), t.Now); err != nil {
-			return err
 		}
 		outcome = "drain request taken up"
 		*st = lifecycle.Drain{
@@ -111,6 +108,7 @@ func (h *Handler) cancelled(ctx context.Context, d bus.Delivery, p events.NodeDr
 	outcome := ""
 	err := h.state.Apply(ctx, d, func(t *turn) error {
 		st := t.State
+		var begun error
 		switch {
 		case st.Can(lifecycle.OnCancelled):
 		case st.Phase == lifecycle.DrainDrained:
@@ -125,21 +123,16 @@ func (h *Handler) cancelled(ctx context.Context, d bus.Delivery, p events.NodeDr
 		default:
 			*st = lifecycle.Drain{Node: p.Node, RequestID: d.Event.ID(), DecisionID: p.DecisionID,
 				CorrelationID: events.Extension(d.Event, events.ExtCorrelationID)}
-			if err := st.Request(lifecycle.GoalCordon, 0, t.Now); err != nil {
-				return err
-			}
+			begun = st.Request(lifecycle.GoalCordon, 0, t.Now)
 		}
 		outcome = "drain is being undone"
 		st.UndoReason = lifecycle.Reason(p.Reason)
-		if st.UndoReason.Code == "" {
-			st.UndoReason.Code = reasonCancelled
-		}
 		st.NextAt, st.Attempt, st.Evicting = time.Time{}, 0, nil
 		if p.Actor != "" {
 			st.Actor, st.ScaleRequestID = p.Actor, p.RequestID
 			st.UndoAnyone = true
 		}
-		return st.On(lifecycle.OnCancelled, t.Now)
+		return errors.Join(begun, st.On(lifecycle.OnCancelled, t.Now))
 	})
 	if err == nil {
 		h.log.InfoContext(ctx, "drain cancel handled", "outcome", outcome, "node", p.Node, "reason", p.Reason.Code, "actor", p.Actor)

@@ -161,12 +161,9 @@ func (h *Handler) settle(ctx context.Context, l *lease, on lifecycle.DrainEvent,
 }
 
 // abort begins the undo, with its reason.
-func (h *Handler) abort(ctx context.Context, l *lease, on lifecycle.DrainEvent, code, message string, blockers []lifecycle.Blocker) error {
+func (h *Handler) abort(ctx context.Context, l *lease, on lifecycle.DrainEvent, code, message string) error {
 	return h.settle(ctx, l, on, func(t *turn) error {
 		t.State.UndoReason = lifecycle.Reason{Code: code, Message: message}
-		if blockers != nil {
-			t.State.Blockers = blockers
-		}
 		t.State.Evicting = nil
 		return nil
 	})
@@ -181,7 +178,7 @@ func (h *Handler) expire(ctx context.Context, l *lease) error {
 	if len(d.Blockers) == 0 && d.LastError != "" {
 		message += "; " + d.LastError
 	}
-	return h.abort(ctx, l, lifecycle.OnExpired, ReasonDeadline, message, nil)
+	return h.abort(ctx, l, lifecycle.OnExpired, ReasonDeadline, message)
 }
 
 // gone ends the drain of a node that does not exist any more.
@@ -205,7 +202,7 @@ func (h *Handler) gone(ctx context.Context, l *lease) error {
 
 func (h *Handler) notOurs(ctx context.Context, l *lease, node Node) error {
 	return h.abort(ctx, l, lifecycle.OnCancelled, ReasonNotOurs,
-		fmt.Sprintf("the node's claim label is %q, the request's claim %q; only nodes of ours are touched", node.ClaimID, l.Record().ClaimID), nil)
+		fmt.Sprintf("the node's claim label is %q, the request's claim %q; only nodes of ours are touched", node.ClaimID, l.Record().ClaimID))
 }
 
 // cordon looks at everything that could forbid the drain, before it changes
@@ -214,7 +211,7 @@ func (h *Handler) cordon(ctx context.Context, l *lease) error {
 	d := l.Record()
 	c, err := h.cluster(l.Key().Cluster)
 	if err != nil {
-		return h.abort(ctx, l, lifecycle.OnCancelled, reasonUnknownCluster, err.Error(), nil)
+		return h.abort(ctx, l, lifecycle.OnCancelled, reasonUnknownCluster, err.Error())
 	}
 	node, err := c.Node(ctx, d.Node)
 	switch {
