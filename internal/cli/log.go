@@ -1,0 +1,325 @@
+package cli
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/url"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/k3s-autoscaler/k3s-autoscaler/events"
+	"github.com/k3s-autoscaler/k3s-autoscaler/internal/api"
+)
+
+// reconnectDelay is how long a lost stream waits before it is opened again.
+const reconnectDelay = time.Second
+
+type logFlags struct {
+	cluster, node string
+	types         []string
+	full          bool
+}
+
+func (f *logFlags) add(c *cobra.Command) {
+	clusterFlag(c, &f.cluster)
+	c.Flags().StringVar(&f.node, "node", "", "only about this node")
+	c.Flags().StringSliceVar(&f.types, "type", nil, "only these types, e.g. node.ready or node.*")
+	c.Flags().BoolVar(&f.full, "full", false, "with the data of snapshots and checkpoints, which are large")
+}
+
+func (f *logFlags) query() url.Values {
+	q := query("cluster", f.cluster, "node", f.node)
+	for _, t := range f.types {
+		q.Add("type", t)
+	}
+	if f.full {
+		q.Set("full", "true")
+	}
+	return q
+}
+
+func (a *app) eventsCommand() *cobra.Command {
+	var lf, tf logFlags
+	var since string
+	var limit int
+	list := &cobra.Command{
+		Use: "list", Short: "List events, oldest first; the newest hundred without --since",
+		Args: cobra.NoArgs,
+		RunE: do(func(cmd *cobra.Command, _ []string) error {
+			cl, err := a.connect()
+			if err != nil {
+				return err
+			}
+			q := lf.query()
+			if since != "" {
+				q.Set("since", since)
+			}
+			entries, err := pages[api.Entry](cmd.Context(), cl, "/v1/events", q, limit)
+			if err != nil {
+				return err
+			}
+			return a.show(entries, func(w io.Writer) error {
+				if len(entries) == 0 {
+					_, err := fmt.Fprintln(w, "no events")
+					return err
+				}
+				t := newColumns(w, "TIME", "SEQUENCE", "EVENT", "ABOUT", "WHAT")
+				for _, e := range entries {
+					x := parse(e)
+					t.row(clockTime(e.StreamTime), strconv.FormatUint(e.Sequence, 10), x.name, x.about, x.what)
+				}
+				return t.flush("")
+			})
+		}),
+	}
+	lf.add(list)
+	list.Flags().StringVar(&since, "since", "", "not before: a time or how long ago, e.g. 10m")
+	list.Flags().IntVar(&limit, "limit", 100, "at most so many")
+	var from string
+	tail := &cobra.Command{
+		Use: "tail", Short: "Follow events as they happen",
+		Args: cobra.NoArgs,
+		RunE: do(func(cmd *cobra.Command, _ []string) error {
+			cl, err := a.connect()
+			if err != nil {
+				return err
+			}
+			q := tf.query()
+			if from != "" {
+				q.Set("since", from)
+			}
+			return a.tail(cmd.Context(), cl, q)
+		}),
+	}
+	tf.add(tail)
+	tail.Flags().StringVar(&from, "since", "", "begin with what happened since then")
+	return parent("events", "List and follow events", a.listing(list), a.listing(tail))
+}
+
+// pages gathers up to limit items of a listing.
+func pages[T any](ctx context.Context, cl *client, path string, q url.Values, limit int) ([]T, error) {
+	if limit < 1 {
+		return nil, usagef("--limit: is %d, expected at least 1", limit)
+	}
+	out := []T{}
+	for {
+		q.Set("limit", strconv.Itoa(min(limit-len(out), 1000)))
+		var p api.Page[T]
+		if err := cl.get(ctx, path, q, &p); err != nil {
+			return nil, err
+		}
+		out = append(out, p.Items...)
+		if p.Next == "" || len(out) >= limit {
+			return out, nil
+		}
+		q.Set("cursor", p.Next)
+	}
+}
+
+func (a *app) tail(ctx context.Context, cl *client, q url.Values) error {
+	err := a.follow(ctx, cl, q, nil, func(e api.Entry) (bool, error) {
+		var err error
+		switch a.output {
+		case formatTable:
+			x := parse(e)
+			_, err = fmt.Fprintln(a.Stdout, strings.TrimRight(fmt.Sprintf("%s  %-26s  %-22s  %s", clockTime(e.StreamTime), x.name, x.about, x.what), " "))
+		case formatJSON:
+			var b []byte
+			if b, err = json.Marshal(e); err == nil {
+				_, err = fmt.Fprintln(a.Stdout, string(b))
+			}
+		default:
+			if _, err = fmt.Fprintln(a.Stdout, "---"); err == nil {
+				err = a.show(e, nil)
+			}
+		}
+		return err == nil, err
+	})
+	if errors.Is(err, context.Canceled) {
+		return nil // the user ends it
+	}
+	return err
+}
+
+// follow calls fn for each event until it returns false, and opens the stream
+// again where it was lost. opened is called once the first stream is open.
+func (a *app) follow(ctx context.Context, cl *client, q url.Values, opened func() error, fn func(api.Entry) (bool, error)) error {
+	last := ""
+	for first := true; ; first = false {
+		r, err := cl.request(ctx, http.MethodGet, "/v1/stream", q, nil)
+		if err != nil {
+			return err
+		}
+		if last != "" {
+			r.Header.Set("Last-Event-ID", last)
+		}
+		res, err := cl.send(r)
+		switch {
+		case err != nil && (first || ctx.Err() != nil):
+			return err
+		case err != nil:
+			fmt.Fprintf(a.Stderr, "%v\ntrying again\n", err) //nolint:errcheck // nowhere left to tell
+		default:
+			if first && opened != nil {
+				if err := opened(); err != nil {
+					res.Body.Close() //nolint:errcheck,gosec // nothing was written
+					return err
+				}
+			}
+			more, err := readStream(res.Body, &last, fn)
+			res.Body.Close() //nolint:errcheck,gosec // nothing was written
+			if err != nil || !more {
+				return err
+			}
+		}
+		t := a.Clock.NewTimer(reconnectDelay)
+		select {
+		case <-ctx.Done():
+			t.Stop()
+			return ctx.Err()
+		case <-t.C():
+		}
+	}
+}
+
+// readStream reads server-sent events; more is false when fn has enough.
+func readStream(body io.Reader, last *string, fn func(api.Entry) (bool, error)) (more bool, err error) {
+	s := bufio.NewScanner(body)
+	s.Buffer(make([]byte, 64<<10), maxAnswer)
+	name := ""
+	for s.Scan() {
+		field, value, _ := strings.Cut(s.Text(), ": ")
+		switch field {
+		case "id":
+			*last = value
+		case "event":
+			name = value
+		case "data":
+			if name == "error" {
+				return true, nil
+			}
+			var e api.Entry
+			if err := json.Unmarshal([]byte(value), &e); err != nil {
+				return false, fmt.Errorf("read event stream: %w", err)
+			}
+			if more, err := fn(e); err != nil || !more {
+				return false, err
+			}
+		}
+	}
+	return true, nil // the stream ended or broke: it is opened again
+}
+
+// seen is an event as people read it.
+type seen struct{ name, about, what string }
+
+func parse(e api.Entry) seen {
+	var ev events.Event
+	if err := json.Unmarshal(e.Event, &ev); err != nil {
+		return seen{name: "(unreadable)", what: err.Error()}
+	}
+	x := seen{name: short(ev.Type())}
+	cluster, key, err := events.PartitionKey(ev)
+	if err == nil {
+		x.about = key
+		if key == events.ClusterKey {
+			x.about = cluster
+		}
+	}
+	var data struct {
+		Pool    string          `json:"pool"`
+		Action  string          `json:"action"`
+		Count   int             `json:"count"`
+		Node    string          `json:"node"`
+		Delta   int             `json:"delta"`
+		Status  string          `json:"status"`
+		Actor   string          `json:"actor"`
+		What    string          `json:"what"`
+		Step    string          `json:"step"`
+		Goal    string          `json:"goal"`
+		Labels  json.RawMessage `json:"labels"`
+		Reason  json.RawMessage `json:"reason"`
+		Failure struct {
+			Reason events.Reason `json:"reason"`
+		} `json:"failure"`
+		Blockers  []events.Blocker `json:"blockers"`
+		Evicted   json.RawMessage  `json:"evicted"`
+		Remaining *int             `json:"remaining"`
+	}
+	_ = json.Unmarshal(ev.Data(), &data) // what is not there is not shown
+	if strings.HasPrefix(x.name, "snapshot.") || strings.HasPrefix(x.name, "decision.") {
+		return x
+	}
+	var parts []string
+	part := func(s string) {
+		if s != "" {
+			parts = append(parts, s)
+		}
+	}
+	if key == events.ClusterKey {
+		part(data.Pool)
+	}
+	part(data.Action)
+	if data.Count > 0 {
+		part(strconv.Itoa(data.Count))
+	}
+	if data.Node != key {
+		part(data.Node)
+	}
+	part(signed(data.Delta))
+	part(data.Status)
+	part(label(data.Labels, "alertname"))
+	part(data.What)
+	part(data.Step)
+	part(data.Goal)
+	if data.Remaining != nil {
+		part(fmt.Sprintf("%d pods left", *data.Remaining))
+	}
+	x.what = strings.Join(parts, " ")
+	why := reasonText(data.Reason)
+	if data.Failure.Reason.Message != "" {
+		why = data.Failure.Reason.Message
+	}
+	for _, b := range data.Blockers {
+		why = strings.TrimSpace(b.Kind + " " + b.Name + ": " + b.Message)
+		break
+	}
+	if data.Actor != "" {
+		why = strings.TrimSuffix(data.Actor+": "+why, ": ")
+	}
+	if why != "" {
+		x.what = strings.TrimPrefix(x.what+" · "+why, " · ")
+	}
+	if events.IsDryRun(ev) {
+		x.what += " (dry run)"
+	}
+	return x
+}
+
+func label(raw json.RawMessage, name string) string {
+	var m map[string]string
+	_ = json.Unmarshal(raw, &m) // labels of another shape are not shown
+	return m[name]
+}
+
+// reasonText reads a reason that is a sentence or a code with one.
+func reasonText(raw json.RawMessage) string {
+	var s string
+	if json.Unmarshal(raw, &s) == nil {
+		return s
+	}
+	var r events.Reason
+	_ = json.Unmarshal(raw, &r) // a reason of another shape is not shown
+	if r.Message != "" {
+		return r.Message
+	}
+	return r.Code
+}

@@ -1,0 +1,236 @@
+package cli
+
+import (
+	"fmt"
+	"io"
+	"net/url"
+	"strconv"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/k3s-autoscaler/k3s-autoscaler/events"
+	"github.com/k3s-autoscaler/k3s-autoscaler/internal/api"
+)
+
+// clusterFlag adds --cluster.
+func clusterFlag(c *cobra.Command, to *string) {
+	c.Flags().StringVar(to, "cluster", "", "only this cluster")
+}
+
+// query leaves out what is empty.
+func query(pairs ...string) url.Values {
+	v := url.Values{}
+	for i := 0; i+1 < len(pairs); i += 2 {
+		if pairs[i+1] != "" {
+			v.Set(pairs[i], pairs[i+1])
+		}
+	}
+	return v
+}
+
+// overview is what 'status' prints as JSON or YAML.
+type overview struct {
+	Clusters []api.Cluster `json:"clusters"`
+	Pools    []api.Pool    `json:"pools"`
+}
+
+func (a *app) statusCommand() *cobra.Command {
+	var cluster string
+	c := &cobra.Command{
+		Use: "status", Short: "Clusters and pools: sizes, limits, pauses, backoff, last decision",
+		Args: cobra.NoArgs,
+		RunE: do(func(cmd *cobra.Command, _ []string) error {
+			cl, err := a.connect()
+			if err != nil {
+				return err
+			}
+			var clusters api.Page[api.Cluster]
+			var pools api.Page[api.Pool]
+			q := query("cluster", cluster)
+			if err := cl.get(cmd.Context(), "/v1/clusters", q, &clusters); err != nil {
+				return err
+			}
+			if err := cl.get(cmd.Context(), "/v1/pools", q, &pools); err != nil {
+				return err
+			}
+			v := overview{Clusters: clusters.Items, Pools: pools.Items}
+			if cluster != "" && len(v.Clusters) == 0 {
+				return fmt.Errorf("there is no cluster %q", cluster)
+			}
+			return a.show(v, func(w io.Writer) error { return a.statusTable(w, v) })
+		}),
+	}
+	clusterFlag(c, &cluster)
+	return a.listing(c)
+}
+
+func (a *app) statusTable(w io.Writer, v overview) error {
+	for i, c := range v.Clusters {
+		if i > 0 {
+			fmt.Fprintln(w) //nolint:errcheck // the table's own error says the same
+		}
+		for _, line := range a.clusterLines(c) {
+			if _, err := fmt.Fprintln(w, line); err != nil {
+				return err
+			}
+		}
+		t := newColumns(w, "POOL", "NODES", "MIN", "MAX", "READY", "COMING", "LEAVING", "STATE", "LAST DECISION")
+		for _, p := range v.Pools {
+			if p.Cluster == c.Name {
+				t.row(p.Name, strconv.Itoa(p.Size), strconv.Itoa(p.Min), strconv.Itoa(p.Max), strconv.Itoa(p.Ready), strconv.Itoa(p.Claims), strconv.Itoa(p.Leaving), a.poolState(p), a.lastDecision(p.Last))
+			}
+		}
+		if len(t.rows) == 1 {
+			if _, err := fmt.Fprintln(w, "  no policy yet: decision has not read a configuration"); err != nil {
+				return err
+			}
+			continue
+		}
+		if err := t.flush("  "); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (a *app) clusterLines(c api.Cluster) []string {
+	data := "no data yet"
+	if !c.SnapshotAt.IsZero() {
+		data = "data " + a.age(c.SnapshotAt) + " old"
+	}
+	version := ""
+	if c.ServerVersion != "" {
+		version = c.ServerVersion + ", "
+	}
+	lines := []string{fmt.Sprintf("%s: %s%d of %s ready, %s, %d pending, %s", c.Name, version, c.ReadyNodes, plural(c.Nodes, "node"), plural(c.Pods, "pod"), c.PendingPods, data)}
+	if c.DryRun {
+		lines = append(lines, "  DRY RUN: decisions are recorded, nothing acts on them")
+	}
+	if c.Stale {
+		text := "  STALE: nothing is scaled down on data this old"
+		if c.StaleAfter != "" && !c.SnapshotAt.IsZero() {
+			text += " (limit " + c.StaleAfter + ")"
+		}
+		if c.Problem != "" {
+			text += "; " + c.Problem
+		}
+		lines = append(lines, text)
+	}
+	if !c.GraceUntil.IsZero() {
+		lines = append(lines, "  just started: nothing is scaled down "+a.until(c.GraceUntil))
+	}
+	return lines
+}
+
+func (a *app) poolState(p api.Pool) string {
+	var parts []string
+	if p.Pause != nil {
+		text := "paused by " + p.Pause.Actor
+		if !p.Pause.Until.IsZero() {
+			text += " " + a.until(p.Pause.Until)
+		}
+		parts = append(parts, text+": "+p.Pause.Reason)
+	}
+	if p.Backoff != nil {
+		parts = append(parts, fmt.Sprintf("backing off %s after %s", a.until(p.Backoff.Until), plural(p.Backoff.Failures, "failure")))
+	}
+	if p.Size >= p.Max {
+		parts = append(parts, "at max")
+	}
+	if p.Size < p.Min {
+		parts = append(parts, "below min")
+	}
+	if len(parts) == 0 {
+		return "ok"
+	}
+	return strings.Join(parts, "; ")
+}
+
+func (a *app) lastDecision(d *api.DecisionLine) string {
+	if d == nil {
+		return ""
+	}
+	text := d.Verdict
+	if d.Delta != 0 {
+		text += " " + signed(d.Delta)
+	}
+	return fmt.Sprintf("%s, %s: %s", text, a.ago(d.At), d.Reason.Message)
+}
+
+func (a *app) nodesCommand() *cobra.Command {
+	var cluster, pool string
+	var all bool
+	c := &cobra.Command{
+		Use: "nodes", Short: "Nodes with their pool, phase and load",
+		Args: cobra.NoArgs,
+		RunE: do(func(cmd *cobra.Command, _ []string) error {
+			cl, err := a.connect()
+			if err != nil {
+				return err
+			}
+			var page api.Page[api.Node]
+			if err := cl.get(cmd.Context(), "/v1/nodes", query("cluster", cluster, "pool", pool), &page); err != nil {
+				return err
+			}
+			nodes := page.Items[:0:0]
+			for _, n := range page.Items {
+				if all || n.Ready != "" || (n.Phase != "removed" && n.Phase != "failed" && n.Phase != "lost") {
+					nodes = append(nodes, n)
+				}
+			}
+			return a.show(nodes, func(w io.Writer) error { return a.nodesTable(w, nodes) })
+		}),
+	}
+	clusterFlag(c, &cluster)
+	c.Flags().StringVar(&pool, "pool", "", "only this pool")
+	c.Flags().BoolVar(&all, "all", false, "also nodes that failed or are gone")
+	return a.listing(c)
+}
+
+func (a *app) nodesTable(w io.Writer, nodes []api.Node) error {
+	if len(nodes) == 0 {
+		_, err := fmt.Fprintln(w, "no nodes")
+		return err
+	}
+	t := newColumns(w, "NODE", "POOL", "PHASE", "READY", "PODS", "CPU", "MEMORY", "AGE", "NOTE")
+	for _, n := range nodes {
+		pool, phase := n.Pool, n.Phase
+		if pool == "" {
+			pool, phase = "(not ours)", "-"
+		}
+		cpu, memory := "", ""
+		if n.Ready != "" {
+			cpu, memory = percent(n.CPURequested), percent(n.MemRequested)
+		}
+		t.row(n.Name, pool, phase, n.Ready, strconv.Itoa(n.Pods), cpu, memory, a.age(n.CreatedAt), a.nodeNote(n))
+	}
+	return t.flush("")
+}
+
+func (a *app) nodeNote(n api.Node) string {
+	var parts []string
+	switch {
+	case n.Drain != nil:
+		text := n.Drain.Phase
+		if n.Drain.Goal == events.GoalRemove {
+			text += ", to be removed"
+		}
+		if !n.Drain.Deadline.IsZero() {
+			text += " " + a.until(n.Drain.Deadline)
+		}
+		for _, b := range n.Drain.Blockers {
+			text += "; blocked by " + strings.TrimSpace(b.Kind+" "+b.Name)
+		}
+		parts = append(parts, text)
+	case n.Unschedulable:
+		parts = append(parts, "cordoned")
+	}
+	if n.Failure != nil {
+		parts = append(parts, n.Failure.Reason.Message)
+	}
+	if len(parts) == 0 && !n.Deadline.IsZero() {
+		parts = append(parts, "must be ready "+a.until(n.Deadline))
+	}
+	return strings.Join(parts, "; ")
+}
