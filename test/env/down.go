@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"strings"
 	"sync"
 	"syscall"
@@ -49,7 +50,7 @@ func down(ctx context.Context, opts Options) error {
 	// Children of the engine, and what a crash kept from being recorded.
 	errs = append(errs, endAll(p.marked()))
 	errs = append(errs, unmountBelow(opts.StateDir))
-	if e != nil && e.PrivateEngine {
+	if e != nil && e.MadePluginDir {
 		removePluginDir()
 	}
 	if err := errors.Join(errs...); err != nil {
@@ -73,13 +74,10 @@ func (e *Env) cleanEngine(ctx context.Context) error {
 	return engine.clean(ctx, e.Network, e.ID)
 }
 
-// removePluginDir removes the one folder outside the state folder that an engine
-// makes, if it is empty and no other engine uses it.
+// removePluginDir removes the one folder that an engine makes outside the state
+// folder, if it is empty. Engines look for plugins in it, and do without it.
 func removePluginDir() {
-	if _, err := os.Stat(strings.TrimPrefix(defaultDockerHost, "unix://")); err == nil {
-		return
-	}
-	for _, dir := range []string{"/run/docker/plugins", "/run/docker"} {
+	for _, dir := range []string{filepath.Join(pluginDir, "plugins"), pluginDir} {
 		_ = os.Remove(dir) // refused by the kernel when it is not empty
 	}
 }

@@ -20,7 +20,12 @@ import (
 	"github.com/docker/docker/client"
 )
 
-const defaultDockerHost = "unix:///var/run/docker.sock"
+const (
+	defaultDockerHost = "unix:///var/run/docker.sock"
+
+	// pluginDir is made by every engine, whatever folders it is given.
+	pluginDir = "/run/docker"
+)
 
 // engine is a Docker engine: one that answered, or one that was started for
 // this environment alone.

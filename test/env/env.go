@@ -65,6 +65,9 @@ type Env struct {
 	// PrivateEngine says that the Docker engine was started for this
 	// environment; a test may then do with it what it likes.
 	PrivateEngine bool `json:"private_engine"`
+	// MadePluginDir says that the private engine made Docker's folder in /run,
+	// which therefore goes with it.
+	MadePluginDir bool `json:"made_plugin_dir"`
 	// RealK3s says that server and agents are the true rancher/k3s.
 	RealK3s bool `json:"real_k3s"`
 
@@ -259,6 +262,7 @@ func (e *Env) findEngine(ctx context.Context, binaries Binaries) (_ *engine, loa
 	}
 	fmt.Fprintf(e.opts.Log, "testenv: starting a private Docker engine (%v)\n", err)
 	e.DockerHost, e.PrivateEngine = privateDockerHost(e.StateDir), true
+	e.MadePluginDir = !isDir(pluginDir)
 	if err := e.save(); err != nil {
 		return nil, false, err
 	}
