@@ -39,7 +39,7 @@ race: ## Unit tests under the race detector
 e2e: ## The main job on a real API server, Docker, Prometheus and JetStream (builds and starts them)
 	@echo "== end-to-end: builds what is missing (about 10 minutes the first time, then cached), as root on Debian"
 	go run ./test/env/cmd/testenv build
-	go test -tags e2e -count=1 -timeout 50m -v ./test/e2e/... ./test/env/... ./internal/provider/docker/... ./internal/collector/... ./alerting/...
+	go test -tags e2e -count=1 -timeout 50m -v ./test/e2e/... ./test/env/... ./internal/provider/docker/... ./internal/collector/... ./internal/kube/... ./alerting/...
 
 .PHONY: e2e-k3s
 e2e-k3s: ## The same against the true rancher/k3s, where its image can be pulled

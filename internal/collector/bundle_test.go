@@ -110,7 +110,8 @@ type testBundle struct {
 
 func setup(t *testing.T, edit func(*collector.Options), objects ...runtime.Object) *testBundle {
 	t.Helper()
-	//nolint:staticcheck // the tracker of NewClientset builds a REST mapper at every write, and managed fields are trimmed anyway
+	// The tracker of NewClientset builds a REST mapper at every write, for managed
+	// fields, which are trimmed anyway.
 	client := fake.NewSimpleClientset(objects...)
 	b := &testBundle{t: t, client: client, bus: &bus{ids: map[string]bool{}}, reg: prometheus.NewRegistry()}
 	b.start(edit)

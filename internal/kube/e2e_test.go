@@ -39,7 +39,7 @@ func TestTheActorOnARealCluster(t *testing.T) {
 
 	// A Node object without a kubelet: nothing happens on it but what we do.
 	name := ns
-	n, err := admin.CoreV1().Nodes().Create(ctx, &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: name,
+	_, err = admin.CoreV1().Nodes().Create(ctx, &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: name,
 		Labels: map[string]string{events.LabelClaim: "c1", events.LabelCluster: ns}}}, metav1.CreateOptions{})
 	require.NoError(t, err)
 	t.Cleanup(func() { _ = admin.CoreV1().Nodes().Delete(context.Background(), name, metav1.DeleteOptions{}) })
@@ -50,7 +50,7 @@ func TestTheActorOnARealCluster(t *testing.T) {
 	cordoned, err := a.Cordon(ctx, name, "r1")
 	require.NoError(t, err)
 	require.True(t, cordoned)
-	n, err = a.GetNode(ctx, name)
+	n, err := a.GetNode(ctx, name)
 	require.NoError(t, err)
 	require.True(t, n.Spec.Unschedulable)
 	undone, err := a.Uncordon(ctx, name, "r1")

@@ -115,6 +115,22 @@ func TestCordonOfAPersonIsKept(t *testing.T) {
 	require.NotContains(t, got.Annotations, kube.AnnotationCordonedBy)
 }
 
+func TestAPersonMayUndoAnyCordon(t *testing.T) {
+	t.Parallel()
+	theirs := node("w1", "u1", "c1")
+	theirs.Spec.Unschedulable = true
+	b := setup(t, theirs, node("w2", "u2", "c2"))
+	_, err := b.actor.Cordon(t.Context(), "w2", "r1")
+	require.NoError(t, err)
+	for _, name := range []string{"w1", "w2", "w2"} {
+		require.NoError(t, b.actor.UncordonAny(t.Context(), name))
+		n := b.node(t, name)
+		require.False(t, n.Spec.Unschedulable)
+		require.NotContains(t, n.Annotations, kube.AnnotationCordonedBy)
+	}
+	require.ErrorIs(t, b.actor.UncordonAny(t.Context(), "w3"), kube.ErrNotFound)
+}
+
 func TestCordonLooksAgainAfterAConflict(t *testing.T) {
 	t.Parallel()
 	b := setup(t, node("w1", "u1", "c1"))
