@@ -192,7 +192,7 @@ func (a *app) deadTable(w io.Writer, ds []api.DeadLetter) error {
 
 func (a *app) deadText(w io.Writer, d api.DeadLetter) error {
 	var l lines
-	l.add(0, "%s of %s about %s/%s, set aside by %s %s", short(d.Type), plural(d.Attempts, "attempt"), d.Cluster, d.Key, d.Handler, a.ago(d.At))
+	l.add(0, "%s about %s/%s: set aside by %s %s, after %s", short(d.Type), d.Cluster, d.Key, d.Handler, a.ago(d.At), plural(d.Attempts, "attempt"))
 	l.add(0, "sequence %d", d.Sequence)
 	l.add(0, "reason")
 	l.wrap(2, d.Reason)

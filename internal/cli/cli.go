@@ -116,7 +116,7 @@ var errSilent = errors.New("")
 func Execute(ctx context.Context, o Options, args []string) int {
 	o.complete()
 	root := newRoot(&o)
-	root.SetArgs(args)
+	root.SetArgs(append([]string{}, args...)) // nil would be the process's own arguments
 	cmd, err := root.ExecuteContextC(ctx)
 	if err == nil {
 		return ExitOK

@@ -168,7 +168,7 @@ func (a *app) decision(l *lines, d api.DecisionRecord) error {
 			}
 			switch {
 			case !g.Until.IsZero():
-				text += "; lifts by itself, " + a.until(g.Until)
+				text += "; lifts by itself " + a.at(g.Until)
 			case g.Lifts != "":
 				text += "; lifts when " + g.Lifts
 			}

@@ -279,7 +279,9 @@ func parse(e api.Entry) seen {
 	part(label(data.Labels, "alertname"))
 	part(data.What)
 	part(data.Step)
-	part(data.Goal)
+	if data.Remaining == nil && len(data.Blockers) == 0 {
+		part(data.Goal)
+	}
 	if data.Remaining != nil {
 		part(fmt.Sprintf("%d pods left", *data.Remaining))
 	}

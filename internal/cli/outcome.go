@@ -14,7 +14,7 @@ import (
 // the nodes of that decision to their end.
 type outcome struct {
 	id     string
-	onNode bool   // it names a node, not a pool
+	onNode bool // it names a node, not a pool
 	say    func(api.Entry) error
 	nodes  map[string]string // node → what it is to become: up, or the goal of its drain
 	done   int               // nodes that got there

@@ -118,6 +118,11 @@ func (a *app) until(t time.Time) string {
 	return fmt.Sprintf("until %s (%s left)", t.Local().Format(layout), span(left))
 }
 
+// at is when something happens by itself.
+func (a *app) at(t time.Time) string {
+	return strings.NewReplacer("until ", "at ", "(", "(in ", " left)", ")").Replace(a.until(t))
+}
+
 func span(d time.Duration) string {
 	d = d.Abs()
 	switch {

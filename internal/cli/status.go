@@ -75,10 +75,14 @@ func (a *app) statusTable(w io.Writer, v overview) error {
 				return err
 			}
 		}
-		t := newColumns(w, "POOL", "NODES", "MIN", "MAX", "READY", "COMING", "LEAVING", "STATE", "LAST DECISION")
+		t := newColumns(w, "POOL", "NODES", "MIN", "MAX", "READY", "COMING", "LEAVING", "STATE")
+		var last []string
 		for _, p := range v.Pools {
 			if p.Cluster == c.Name {
-				t.row(p.Name, strconv.Itoa(p.Size), strconv.Itoa(p.Min), strconv.Itoa(p.Max), strconv.Itoa(p.Ready), strconv.Itoa(p.Claims), strconv.Itoa(p.Leaving), a.poolState(p), a.lastDecision(p.Last))
+				t.row(p.Name, strconv.Itoa(p.Size), strconv.Itoa(p.Min), strconv.Itoa(p.Max), strconv.Itoa(p.Ready), strconv.Itoa(p.Claims), strconv.Itoa(p.Leaving), a.poolState(p))
+				if p.Last != nil {
+					last = append(last, fmt.Sprintf("  last decision about %s: %s", p.Name, a.lastDecision(p.Last)))
+				}
 			}
 		}
 		if len(t.rows) == 1 {
@@ -89,6 +93,11 @@ func (a *app) statusTable(w io.Writer, v overview) error {
 		}
 		if err := t.flush("  "); err != nil {
 			return err
+		}
+		for _, line := range last {
+			if _, err := fmt.Fprintln(w, line); err != nil {
+				return err
+			}
 		}
 	}
 	return nil
@@ -103,13 +112,15 @@ func (a *app) clusterLines(c api.Cluster) []string {
 	if c.ServerVersion != "" {
 		version = c.ServerVersion + ", "
 	}
-	lines := []string{fmt.Sprintf("%s: %s%d of %s ready, %s, %d pending, %s", c.Name, version, c.ReadyNodes, plural(c.Nodes, "node"), plural(c.Pods, "pod"), c.PendingPods, data)}
+	lines := []string{fmt.Sprintf("%s: %s%d of %d nodes ready, %s, %d pending, %s", c.Name, version, c.ReadyNodes, c.Nodes, plural(c.Pods, "pod"), c.PendingPods, data)}
 	if c.DryRun {
 		lines = append(lines, "  DRY RUN: decisions are recorded, nothing acts on them")
 	}
 	if c.Stale {
 		text := "  STALE: nothing is scaled down on data this old"
-		if c.StaleAfter != "" && !c.SnapshotAt.IsZero() {
+		if c.SnapshotAt.IsZero() {
+			text = "  NO DATA: nothing can be decided"
+		} else if c.StaleAfter != "" {
 			text += " (limit " + c.StaleAfter + ")"
 		}
 		if c.Problem != "" {
@@ -148,9 +159,6 @@ func (a *app) poolState(p api.Pool) string {
 }
 
 func (a *app) lastDecision(d *api.DecisionLine) string {
-	if d == nil {
-		return ""
-	}
 	text := d.Verdict
 	if d.Delta != 0 {
 		text += " " + signed(d.Delta)
@@ -173,7 +181,7 @@ func (a *app) nodesCommand() *cobra.Command {
 			if err := cl.get(cmd.Context(), "/v1/nodes", query("cluster", cluster, "pool", pool), &page); err != nil {
 				return err
 			}
-			nodes := page.Items[:0:0]
+			nodes := []api.Node{}
 			for _, n := range page.Items {
 				if all || n.Ready != "" || (n.Phase != "removed" && n.Phase != "failed" && n.Phase != "lost") {
 					nodes = append(nodes, n)

@@ -1,0 +1,214 @@
+package cli
+
+import (
+	"context"
+	"encoding/json"
+	"net/http"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/k3s-autoscaler/k3s-autoscaler/events"
+	"github.com/k3s-autoscaler/k3s-autoscaler/internal/api"
+)
+
+func reason(code, message string) events.Reason { return events.Reason{Code: code, Message: message} }
+
+func TestStatus(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	b.answers["/v1/clusters"] = api.Page[api.Cluster]{Items: []api.Cluster{
+		{Name: "home", ServerVersion: "v1.34.4+k3s1", Nodes: 3, ReadyNodes: 3, Pods: 12, PendingPods: 2, SnapshotAt: t0.Add(-2 * time.Second), StaleAfter: "1m0s", GraceUntil: t0.Add(7 * time.Minute)},
+		{Name: "lab", Nodes: 1, Pods: 1, SnapshotAt: t0.Add(-3 * time.Hour), Stale: true, StaleAfter: "1m0s", DryRun: true},
+		{Name: "new", Stale: true, Problem: "no snapshot yet: does the collector reach the cluster?"},
+	}}
+	b.answers["/v1/pools"] = api.Page[api.Pool]{Items: []api.Pool{
+		{Cluster: "home", Name: "burst", Min: 0, Max: 5, Size: 2, Ready: 1, Claims: 1, Last: &api.DecisionLine{Verdict: "up", Delta: 1, Reason: reason("UnschedulablePods", "2 pods find no node and fit 1 new node"), At: t0.Add(-12 * time.Second)}},
+		{Cluster: "home", Name: "ci", Min: 1, Max: 3, Size: 0, Leaving: 1, Backoff: &api.Backoff{Until: t0.Add(90 * time.Second), Failures: 2}, Last: &api.DecisionLine{Verdict: "held", Reason: reason("Backoff", "the last 2 nodes failed"), At: t0.Add(-5 * time.Hour)}},
+		{Cluster: "lab", Name: "gpu", Max: 1, Size: 1, Ready: 1, Pause: &api.Pause{Actor: "ada@k", Reason: "maintenance", Until: t0.Add(2 * time.Hour)}},
+	}}
+	golden(t, "status", b.ok(t, "status"))
+	require.Contains(t, b.ok(t, "status", "-o", "yaml"), "server_version: v1.34.4+k3s1")
+	var v overview
+	require.NoError(t, json.Unmarshal([]byte(b.ok(t, "status", "-o", "json", "--cluster", "home")), &v))
+	require.Len(t, v.Pools, 3)
+	require.Contains(t, b.asked, "/v1/pools?cluster=home")
+	b.answers["/v1/clusters"] = api.Page[api.Cluster]{}
+	require.Equal(t, ExitFailure, b.run("status", "--cluster", "nope"))
+}
+
+func TestNodes(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	b.answers["/v1/nodes"] = api.Page[api.Node]{Items: []api.Node{
+		{Name: "burst-0a1b2c3d4e", Pool: "burst", Phase: "ready", Ready: "True", Pods: 4, CPURequested: .62, MemRequested: .3, CreatedAt: t0.Add(-40 * time.Minute),
+			Drain: &events.DrainRecord{Goal: "remove", Phase: "draining", Deadline: t0.Add(80 * time.Second), Blockers: []events.Blocker{{Kind: "PodDisruptionBudget", Name: "web/web"}}}},
+		{Name: "burst-5f6g7h8i9j", Pool: "burst", Phase: "created", CreatedAt: t0.Add(-20 * time.Second), Deadline: t0.Add(100 * time.Second)},
+		{Name: "burst-old", Pool: "burst", Phase: "failed", CreatedAt: t0.Add(-time.Hour), Failure: &events.Failure{Reason: reason("Exited", "the agent exited with code 1")}},
+		{Name: "server-0", Ready: "True", Pods: 9, CPURequested: 1.02, CreatedAt: t0.Add(-90 * 24 * time.Hour), Unschedulable: true},
+	}}
+	golden(t, "nodes", b.ok(t, "nodes"))
+	golden(t, "nodes-all", b.ok(t, "nodes", "--all", "--pool", "burst"))
+	require.Contains(t, b.ok(t, "nodes", "-o", "json"), `"phase": "created"`)
+	b.answers["/v1/nodes"] = api.Page[api.Node]{}
+	require.Equal(t, "no nodes\n", b.ok(t, "nodes"))
+	require.Equal(t, "[]\n", b.ok(t, "nodes", "-o", "json"))
+}
+
+func decision() api.DecisionRecord {
+	return api.DecisionRecord{EventID: "ev-2", Cluster: "home", StreamTime: t0.Add(-3 * time.Minute), Decision: events.Decision{
+		ID: "7s1qk2", Pool: "burst", Verdict: "held", Reason: reason("Cooldown", "a node was added 4 minutes ago, and removals wait 10 minutes after that"), Size: 2, Max: 5,
+		Rules: []events.RuleResult{
+			{Rule: "utilization of burst-0a1b2c3d4e", Kind: "utilization", Value: "12%", Threshold: "50%", Verdict: "down", Delta: -1, Message: "unneeded for 6m"},
+			{Rule: "queue-backlog", Kind: "alert", Value: "resolved", Threshold: "firing", Verdict: "none"},
+		},
+		Guards:      []events.GuardResult{{Guard: "after add", Value: "10m0s", Message: "a node was added at 11:53", Until: t0.Add(6 * time.Minute)}, {Guard: "pause", Message: "ada paused the pool", Lifts: "it is resumed"}},
+		Overruled:   []events.Reason{reason("Unneeded", "burst-0a1b2c3d4e is not needed")},
+		Rejected:    []events.Alternative{{Subject: "burst-5f6g7h8i9j", Reason: reason("Unmanaged", "pod default/lonely has no controller and would be lost for good if its node went away"), Fix: "delete the pod, or let a Deployment run it"}},
+		WouldChange: []string{"after 12:06:00 the node would be removed"},
+		Pods:        []string{"default/a", "default/b", "default/c", "default/d", "default/e", "default/f"}, PodCount: 60,
+	}}
+}
+
+func TestExplain(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	x := api.Explanation{Subject: "burst", Kind: "pool", Cluster: "home", Summary: "Pool burst has 2 of 0 to 5 nodes, 2 ready. Decision: leave pool burst as it is, because a node was added 4 minutes ago.",
+		Pool: &api.Pool{Name: "burst", Max: 5, Size: 2, Pause: &api.Pause{Actor: "ada@k", Reason: "maintenance"}}, Decisions: []api.DecisionRecord{decision()}}
+	up := decision()
+	up.ID, up.Verdict, up.Delta, up.Nodes, up.Actor, up.DryRun, up.StreamTime, up.Reason = "older", "up", 2, []string{"n1", "n2"}, "ada@k", true, t0.Add(-time.Hour), reason("Requested", "ada asked")
+	x.Decisions = append(x.Decisions, up)
+	b.answers["/v1/explain"] = x
+	golden(t, "explain-pool", b.ok(t, "explain", "burst"))
+	require.Contains(t, b.asked, "/v1/explain?subject=burst")
+
+	b.answers["/v1/explain"] = api.Explanation{Subject: "node/burst-0a1b2c3d4e", Kind: "node", Cluster: "home", Summary: "Node burst-0a1b2c3d4e of pool burst is ready since 11:20:00.",
+		Node: &api.Node{Unschedulable: true}, Timeline: []api.AuditRecord{
+			{StreamTime: t0.Add(-40 * time.Minute), Type: events.TypeNodeClaimed, Key: "burst-0a1b2c3d4e", Actor: "ada@k", Reason: "Requested", Message: "scale up, asked for by ada: load test"},
+			{StreamTime: t0.Add(-39 * time.Minute), Type: events.TypeNodeReady, Key: "burst-0a1b2c3d4e"},
+			{StreamTime: t0.Add(-39 * time.Minute), Type: events.TypeScaleRequested, Key: "_cluster", Actor: "ada@k", Reason: "load test"},
+		}}
+	golden(t, "explain-node", b.ok(t, "explain", "node/burst-0a1b2c3d4e"))
+
+	b.answers["/v1/explain"] = api.Explanation{Subject: "older", Kind: "decision", Cluster: "home", Summary: "Decision: add 2 nodes.", Decisions: []api.DecisionRecord{up}}
+	golden(t, "explain-decision", b.ok(t, "explain", "older"))
+	b.answers["/v1/explain"] = api.Explanation{Subject: "pod/default/web", Kind: "pod", Summary: "Pod default/web finds no node.", Pod: &api.Pod{Requests: events.Resources{CPUMilli: 1500, MemoryBytes: 1 << 30}}}
+	require.Contains(t, b.ok(t, "explain", "pod/default/web"), "It asks for 1.5 CPU and 1024 MiB of memory.")
+	require.Contains(t, b.ok(t, "explain", "pod/default/web", "-o", "json"), `"cpu_milli": 1500`)
+}
+
+// happened is an event of the log.
+func happened(t *testing.T, m events.Meta, p events.Payload) api.Entry {
+	t.Helper()
+	m.Cluster, m.Publisher, m.ID, m.Time = "home", "test", events.ID(p.EventType(), m.Node), t0
+	e, err := events.New(m, p)
+	require.NoError(t, err)
+	raw, err := e.MarshalJSON()
+	require.NoError(t, err)
+	return api.Entry{Sequence: 7, StreamTime: t0.Add(7 * time.Second), Event: raw}
+}
+
+func entries(t *testing.T) []api.Entry {
+	t.Helper()
+	remaining := events.DrainRef{Node: "n1", Goal: "remove", RequestID: "r", At: t0}
+	return []api.Entry{
+		happened(t, events.Meta{}, events.AlertReceived{Status: "firing", Fingerprint: "f", StartsAt: t0, ReceivedAt: t0, ExpiresAt: t0, Labels: map[string]string{"alertname": "QueueBacklog"}}),
+		happened(t, events.Meta{}, events.ScaleRequested{Action: "up", Pool: "burst", Count: 2, Actor: "ada@k", Reason: "load test"}),
+		happened(t, events.Meta{DryRun: true}, events.ScaleupDecided{Decision: events.Decision{ID: "d", Pool: "burst", Verdict: "up", Delta: 2, Reason: reason("Requested", "ada asked"), EvaluatedAt: t0}}),
+		happened(t, events.Meta{Node: "n1"}, events.NodeReady{Node: "n1", Pool: "burst", At: t0}),
+		happened(t, events.Meta{Node: "n1"}, events.NodeFailed{Node: "n1", Pool: "burst", Failure: events.Failure{Reason: reason("Exited", "the agent exited")}}),
+		happened(t, events.Meta{Node: "n1"}, events.NodeDrainProgressed{DrainRef: remaining, Evicted: []string{"a/b"}, Remaining: 3}),
+		happened(t, events.Meta{Node: "n1"}, events.NodeDrainBlocked{DrainRef: remaining, Blockers: []events.Blocker{{Kind: "PodDisruptionBudget", Name: "web/web", Message: "allows no disruption"}}}),
+		happened(t, events.Meta{}, events.SnapshotCaptured{Epoch: 1, Digest: "d", CapturedAt: t0}),
+		{Sequence: 8, StreamTime: t0, Event: json.RawMessage(`{"specversion":"9"}`)},
+	}
+}
+
+func TestEventsListAndTail(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	b.answers["/v1/events"] = api.Page[api.Entry]{Items: entries(t)}
+	golden(t, "events", b.ok(t, "events", "list", "--type", "node.*", "--type", "alert.received", "--node", "n1", "--since", "1h", "--full"))
+	require.Contains(t, b.asked[0], "type=node.%2A&type=alert.received")
+	b.answers["/v1/events"] = api.Page[api.Entry]{}
+	require.Equal(t, "no events\n", b.ok(t, "events", "list"))
+
+	for format, want := range map[string]string{"table": "12:00:07  node.ready", "json": `{"sequence":7,`, "yaml": "---\n"} {
+		b.stream = entries(t)
+		ctx, cancel := context.WithCancel(context.Background())
+		b.stdout.Reset()
+		b.Stdout = &cancelAfter{b: b, n: len(b.stream), cancel: cancel}
+		require.Equal(t, ExitOK, Execute(ctx, b.Options, []string{"events", "tail", "--since", "1h", "-o", format}), b.stderr.String())
+		require.Contains(t, b.stdout.String(), want)
+		b.Stdout = &b.stdout
+		cancel()
+	}
+}
+
+// cancelAfter ends the command once so many events were printed.
+type cancelAfter struct {
+	b      *testBundle
+	n      int
+	cancel func()
+}
+
+func (c *cancelAfter) Write(p []byte) (int, error) {
+	if c.n--; c.n == 0 {
+		c.cancel()
+	}
+	return c.b.stdout.Write(p)
+}
+
+func TestAuditAndPages(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	record := api.AuditRecord{ID: "id1", Type: events.TypeScaleRequested, Cluster: "home", Key: "_cluster", Pool: "burst", Actor: "ada@k", Reason: "load test", StreamTime: t0, Sequence: 3, Incarnation: "inc", Source: "/k3s-autoscaler/cli",
+		CorrelationID: "c", Event: json.RawMessage(`{"data":{"pool":"burst","count":2}}`)}
+	node := api.AuditRecord{ID: "id2", Type: events.TypeNodeFailed, Cluster: "home", Key: "n1", Pool: "burst", Reason: "Exited", Message: "the agent exited", StreamTime: t0}
+	b.answers["/v1/audit"] = func(r *http.Request) any {
+		if r.URL.Query().Get("cursor") == "more" {
+			return api.Page[api.AuditRecord]{Items: []api.AuditRecord{node}}
+		}
+		return api.Page[api.AuditRecord]{Items: []api.AuditRecord{record}, Next: "more"}
+	}
+	b.answers["/v1/audit/id1"] = record
+	golden(t, "audit", b.ok(t, "audit", "list", "--actor", "ada", "--type", "node.failed", "--oldest-first"))
+	require.Contains(t, b.asked[0], "order=oldest")
+	require.Contains(t, b.ok(t, "audit", "list", "--limit", "1", "-o", "json"), `"id1"`)
+	golden(t, "audit-show", b.ok(t, "audit", "show", "id1"))
+	require.Equal(t, ExitFailure, b.run("audit", "show", "none"))
+	b.answers["/v1/audit"] = api.Page[api.AuditRecord]{}
+	require.Equal(t, "nothing recorded that matches\n", b.ok(t, "audit", "list"))
+}
+
+func TestDeadLetters(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	b.answers["/v1/deadletters"] = api.Page[api.DeadLetter]{Items: []api.DeadLetter{
+		{ID: "dl1", Handler: "draining", Reason: "cordon node n1: forbidden\nstack", Attempts: 5, At: t0.Add(-time.Minute), Sequence: 9, Parked: true, Type: events.TypeNodeDrainRequested, Cluster: "home", Key: "n1",
+			Stack: "a.go:1\nb.go:2", Event: json.RawMessage(`{"data":{"node":"n1"}}`)},
+		{ID: "dl2", Handler: "decision", Reason: "x", Attempts: 1, At: t0, Type: events.TypeAlertReceived, Cluster: "home", Key: "_cluster"},
+	}}
+	golden(t, "dlq", b.ok(t, "dlq", "list", "--handler", "draining"))
+	golden(t, "dlq-show", b.ok(t, "dlq", "show", "dl1"))
+	require.Contains(t, b.ok(t, "dlq", "show", "dl2", "-o", "yaml"), "handler: decision")
+	require.Equal(t, ExitFailure, b.run("dlq", "show", "none"))
+	b.answers["/v1/deadletters"] = api.Page[api.DeadLetter]{}
+	require.Equal(t, "no dead letters\n", b.ok(t, "dlq", "list"))
+}
+
+func TestSpansAreShort(t *testing.T) {
+	t.Parallel()
+	for d, want := range map[time.Duration]string{
+		0: "0s", 59 * time.Second: "59s", time.Minute: "1m", 90 * time.Second: "1m30s", 20 * time.Minute: "20m", time.Hour: "1h", 90 * time.Minute: "1h30m",
+		20 * time.Hour: "20h", 72 * time.Hour: "3d", -time.Second: "1s",
+	} {
+		require.Equal(t, want, span(d))
+	}
+	b := setup(t)
+	a := &app{Options: &b.Options}
+	require.Equal(t, "until 11:59:00", a.until(t0.Add(-time.Minute)))
+	require.Equal(t, "until Mar 2 12:00 (24h left)", a.until(t0.Add(24*time.Hour)))
+	require.Equal(t, "-", a.age(time.Time{}))
+}
