@@ -22,9 +22,8 @@ func details(data []byte) Details {
 			Reason json.RawMessage `json:"reason"`
 		} `json:"failure"`
 	}
-	if err := json.Unmarshal(data, &p); err != nil {
-		return Details{}
-	}
+	// A field of another kind is another type's business; the others are read.
+	_ = json.Unmarshal(data, &p)
 	d := Details{Pool: p.Pool, Actor: p.Actor}
 	raw := p.Reason
 	if raw == nil {
