@@ -4,8 +4,10 @@ import (
 	"context"
 	"log/slog"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -19,6 +21,9 @@ import (
 	"github.com/k3s-autoscaler/k3s-autoscaler/events"
 	"github.com/k3s-autoscaler/k3s-autoscaler/internal/lifecycle"
 )
+
+// patience is how long a test waits for what has to come.
+const patience = 40 * time.Second
 
 const (
 	testCluster = "home"
@@ -36,14 +41,38 @@ type testBundle struct {
 	times  Times
 	clock  clock.WithTicker
 	pools  map[string]Machines
+
+	mu   sync.Mutex
+	seen []bus.Delivery // about the test's node, as they come
 }
 
 func newBundle(t *testing.T) *testBundle {
 	t.Helper()
 	s := bustest.Server(t)
 	w := newWorld()
-	return &testBundle{t: t, server: s, world: w, bus: bustest.Open(t, s), times: shortTimes(), clock: clock.RealClock{},
+	b := &testBundle{t: t, server: s, world: w, bus: bustest.Open(t, s), times: shortTimes(), clock: clock.RealClock{},
 		pools: map[string]Machines{testPool: fakeMachines{w}}}
+	ctx, cancel := context.WithCancel(context.Background())
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		for d, err := range b.bus.Read(ctx, bus.ReadOptions{Cluster: testCluster, Node: testNode, Follow: true}) {
+			if err != nil {
+				return
+			}
+			b.mu.Lock()
+			b.seen = append(b.seen, d)
+			b.mu.Unlock()
+		}
+	})
+	t.Cleanup(func() { cancel(); wg.Wait() })
+	return b
+}
+
+// followed returns what was seen so far.
+func (b *testBundle) followed() []bus.Delivery {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return slices.Clone(b.seen)
 }
 
 // process is one running instance of the handler.
@@ -100,19 +129,13 @@ func (b *testBundle) claim(mod ...func(*events.NodeClaimed)) events.NodeClaimed 
 	return p
 }
 
-var eventIDs struct {
-	sync.Mutex
-	n int
-}
+var eventIDs atomic.Int64
 
 // event builds an event as another role would publish it.
 func (b *testBundle) event(publisher string, p events.Payload, mod ...func(*events.Meta)) events.Event {
 	b.t.Helper()
-	eventIDs.Lock()
-	eventIDs.n++
 	m := events.Meta{Cluster: testCluster, Node: testNode, Publisher: publisher, Time: time.Now(), CorrelationID: "life-1",
-		ID: events.ID("test", b.t.Name(), time.Now().String(), string(rune(eventIDs.n)))}
-	eventIDs.Unlock()
+		ID: events.ID("test", b.t.Name(), strconv.FormatInt(eventIDs.Add(1), 10))}
 	for _, f := range mod {
 		f(&m)
 	}
@@ -180,17 +203,31 @@ func typeOf(e events.Event) string {
 	return s
 }
 
-// said returns the types of what provisioning published about the test's node;
-// of a removal's progress, the steps.
+// said returns the types of what provisioning published about the test's node,
+// without what its sweep and watch saw; of a removal's progress, the steps.
 func (b *testBundle) said() []string {
 	b.t.Helper()
+	return saidIn(b.events())
+}
+
+func saidIn(ds []bus.Delivery) []string {
 	out := []string{}
-	for _, d := range b.events() {
-		if strings.HasSuffix(d.Event.Source(), "/provisioning") {
+	for _, d := range ds {
+		watched := d.Event.Type() == events.TypeNodeObserved || d.Event.Type() == events.TypeNodeDiverged
+		if strings.HasSuffix(d.Event.Source(), "/provisioning") && !watched {
 			out = append(out, typeOf(d.Event))
 		}
 	}
 	return out
+}
+
+// says waits until provisioning has said as much, and requires that it was this.
+// Events follow the record that they come from.
+func (b *testBundle) says(want ...string) {
+	b.t.Helper()
+	require.Eventually(b.t, func() bool { return len(saidIn(b.followed())) >= len(want) }, patience, 5*time.Millisecond,
+		"said %v, expected %v", saidIn(b.followed()), want)
+	require.Equal(b.t, want, b.said())
 }
 
 // await waits for an event of provisioning about the test's node and returns it.
@@ -204,7 +241,7 @@ func awaitWhere[P events.Payload](b *testBundle, ok func(P) bool) (P, events.Eve
 	var p P
 	var e events.Event
 	require.Eventually(b.t, func() bool {
-		for _, d := range b.events() {
+		for _, d := range b.followed() {
 			if d.Event.Type() != p.EventType() || !strings.HasSuffix(d.Event.Source(), "/provisioning") {
 				continue
 			}
@@ -216,7 +253,7 @@ func awaitWhere[P events.Payload](b *testBundle, ok func(P) bool) (P, events.Eve
 			}
 		}
 		return false
-	}, 20*time.Second, 10*time.Millisecond, "no %s", p.EventType())
+	}, patience, 10*time.Millisecond, "no %s", p.EventType())
 	return p, e
 }
 
@@ -229,7 +266,7 @@ func (b *testBundle) record(p *process, what string, ok func(n lifecycle.Node, e
 		require.NoError(b.t, err)
 		n = r.State
 		return ok(n, exists)
-	}, 20*time.Second, 10*time.Millisecond, "record is never %s", what)
+	}, patience, 10*time.Millisecond, "record is never %s", what)
 	return n
 }
 
@@ -257,7 +294,7 @@ func (b *testBundle) handled(p *process, e events.Event) {
 		r, _, err := p.h.state.Get(b.t.Context(), bus.Key{Cluster: testCluster, Name: testNode})
 		require.NoError(b.t, err)
 		return r.Last >= seq
-	}, 20*time.Second, 10*time.Millisecond, "event is never handled")
+	}, patience, 10*time.Millisecond, "event is never handled")
 }
 
 // nothingLeft requires that machine, Node object and secret are gone.

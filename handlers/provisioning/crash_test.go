@@ -104,16 +104,12 @@ func lifeWithAKill(t *testing.T, at string, nth int) {
 	drained := make(chan struct{})
 	go func() {
 		defer close(drained)
-		for !slices.Contains(b.said(), "node.ready") {
-			if b.t.Context().Err() != nil {
-				return
-			}
-		}
+		await[events.NodeReady](b)
 		b.drain()
 	}()
 	select {
 	case <-killed:
-	case <-time.After(20 * time.Second):
+	case <-time.After(patience):
 		require.Fail(t, "step is never reached", at)
 	}
 	first.stop()
@@ -127,9 +123,7 @@ func lifeWithAKill(t *testing.T, at string, nth int) {
 // doneOnce requires that a whole life happened, once.
 func (b *testBundle) doneOnce() {
 	b.t.Helper()
-	var said []string
-	require.Eventually(b.t, func() bool { said = b.said(); return slices.Contains(said, "node.removed") }, 10*time.Second, 10*time.Millisecond)
-	require.Equal(b.t, and([]string{"node.created", "node.registered", "node.ready"}, and(cleanUp, "node.removed")...), said)
+	b.says(and([]string{"node.created", "node.registered", "node.ready"}, and(cleanUp, "node.removed")...)...)
 	ids := map[string]bool{}
 	for _, d := range b.events() {
 		require.False(b.t, ids[d.Event.ID()], "event %s twice", d.Event.Type())
@@ -163,7 +157,7 @@ func TestProcessKilledWhileAClaimFailsFinishesTheCleanUp(t *testing.T) {
 			first.stop()
 			second := b.start(nil)
 			require.Equal(t, lifecycle.Failed, b.settled(second).Phase)
-			require.Equal(t, and([]string{"node.created", "node.failed"}, cleanUp...), b.said())
+			b.says(and([]string{"node.created", "node.failed"}, cleanUp...)...)
 			failed, _ := await[events.NodeFailed](b)
 			require.Equal(t, "no route to host", failed.Failure.Log)
 			require.Equal(t, 1, b.world.runs[testClaim])
@@ -189,7 +183,7 @@ func TestClaimHandledTwiceHasOneEffect(t *testing.T) {
 	require.NoError(t, p.h.Handle(t.Context(), d), "redelivered")
 	again := b.publish("decision", claim) // published once more, by a decision that did not know
 	b.handled(p, again)
-	require.Equal(t, []string{"node.created", "node.registered", "node.ready"}, b.said())
+	b.says("node.created", "node.registered", "node.ready")
 	require.Equal(t, 1, b.world.made("create"))
 	require.Equal(t, 1, b.world.runs[testClaim])
 }
@@ -203,13 +197,14 @@ func TestEveryMessageHandledTwiceHasOneEffect(t *testing.T) {
 	await[events.NodeReady](b)
 	b.drain()
 	n := b.settled(p)
-	said := b.said()
+	said := and([]string{"node.created", "node.registered", "node.ready"}, and(cleanUp, "node.removed")...)
+	b.says(said...)
 	for _, d := range b.events() {
 		if def, ok := events.Lookup(d.Event.Type()); ok && def.ReadBy(events.HandlerProvisioning) {
 			require.NoError(t, p.h.Handle(t.Context(), d))
 		}
 	}
-	require.Equal(t, said, b.said())
+	b.says(said...)
 	require.Equal(t, n, b.settled(p))
 }
 
@@ -256,7 +251,7 @@ func TestOwnerThatWakesUpLateDoesNothing(t *testing.T) {
 	err = <-result
 	require.True(t, errors.Is(err, bus.ErrLeaseLost) || errors.Is(err, context.Canceled), "%v", err)
 	require.Equal(t, 1, b.world.made("start"), "the sleeper started nothing")
-	require.Equal(t, []string{"node.created", "node.registered", "node.ready"}, b.said())
+	b.says("node.created", "node.registered", "node.ready")
 	require.Equal(t, 1, b.world.runs[testClaim])
 }
 
@@ -337,8 +332,7 @@ func TestClaimWhoseOwnerDiedIsResumedByWhatIsThere(t *testing.T) {
 				created, _ := await[events.NodeCreated](b)
 				require.Equal(t, c.machine != nil, created.Adopted)
 			}
-			require.Eventually(t, func() bool { return len(b.said()) >= len(c.said) }, 10*time.Second, 10*time.Millisecond)
-			require.Equal(t, c.said, b.said())
+			b.says(c.said...)
 			require.Equal(t, c.runs, b.world.runs[testClaim])
 		})
 	}

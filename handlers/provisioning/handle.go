@@ -200,13 +200,10 @@ func (h *Handler) drained(ctx context.Context, d bus.Delivery, p events.NodeDrai
 			outcome = "drained node ignored, its name belongs to another claim"
 			t.Unchanged()
 			return nil
-		case !n.Phase.Can(lifecycle.OnDrained):
+		case n.On(lifecycle.OnDrained, t.Now) != nil:
 			outcome = "drained node ignored, it is gone or going already"
 			t.Unchanged()
 			return nil
-		}
-		if err := n.On(lifecycle.OnDrained, t.Now); err != nil {
-			return err
 		}
 		after := &lifecycle.AfterDrain{
 			RequestID: p.RequestID, DecisionID: p.DecisionID, Actor: p.Actor,

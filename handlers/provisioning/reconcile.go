@@ -17,7 +17,7 @@ import (
 // reconcile compares the world with the records, at once and then every
 // Times.Sweep.
 func (h *Handler) reconcile(ctx context.Context) error {
-	s := &sweeper{h: h, seen: map[finding]time.Time{}}
+	s := newSweeper(h)
 	ticker := h.clock.NewTicker(h.times.Sweep)
 	defer ticker.Stop()
 	for {
@@ -40,9 +40,17 @@ type finding struct {
 
 // sweeper compares and remembers since when a difference has been there.
 type sweeper struct {
-	h    *Handler
-	seen map[finding]time.Time
+	h      *Handler
+	seen   map[finding]time.Time
+	warned map[finding]time.Time // of what is left alone
 }
+
+func newSweeper(h *Handler) *sweeper {
+	return &sweeper{h: h, seen: map[finding]time.Time{}, warned: map[finding]time.Time{}}
+}
+
+// warnEvery is how often the log tells of a machine that is left alone.
+const warnEvery = time.Hour
 
 // view is what one sweep sees of one cluster.
 type view struct {
@@ -85,7 +93,7 @@ func (s *sweeper) sweep(ctx context.Context) error {
 	}
 	found := map[finding]events.NodeDiverged{}
 	for _, v := range views {
-		h.compare(v, now, found)
+		s.compare(v, now, found)
 	}
 	maps.DeleteFunc(s.seen, func(f finding, _ time.Time) bool { _, still := found[f]; return !still })
 	for f, p := range found {
@@ -155,7 +163,7 @@ func (h *Handler) observe(ctx context.Context, name string, c Cluster) (*view, e
 }
 
 // compare finds the differences in one cluster.
-func (h *Handler) compare(v *view, now time.Time, found map[finding]events.NodeDiverged) {
+func (s *sweeper) compare(v *view, now time.Time, found map[finding]events.NodeDiverged) {
 	report := func(p events.NodeDiverged) {
 		p.At = now
 		found[finding{v.name, p.Node, p.Kind, p.ClaimID, p.Instance}] = p
@@ -165,18 +173,15 @@ func (h *Handler) compare(v *view, now time.Time, found map[finding]events.NodeD
 		object, hasNode := v.nodes[name]
 		switch {
 		case m.ClaimID == "" || known && !n.Settled():
-			// Not from a claim, or somebody's business; another claim's machine
-			// under this name is never touched.
+			// Not from a claim, or somebody's business.
 		case known && !owns(bus.Key{Cluster: v.name, Name: name}, n, m):
+			// Another claim's machine under this name is never touched.
 		case !v.listed[m.Pool]:
-			h.log.Warn("machine without a live record left alone, its pool is not configured here; configure it again or remove the machine by hand",
-				"node", name, "pool", m.Pool, "claim", m.ClaimID)
-		case !known && m.Epoch != "" && m.Epoch != h.bus.Incarnation():
-			h.log.Warn("machine of another log left alone; remove it by hand when its autoscaler is gone",
-				"node", name, "pool", m.Pool, "claim", m.ClaimID, "epoch", m.Epoch)
+			s.leave(v, m, now, "its pool is not configured here; configure it again or remove the machine by hand")
+		case !known && m.Epoch != "" && m.Epoch != s.h.bus.Incarnation():
+			s.leave(v, m, now, "it belongs to another log; remove it by hand when the autoscaler of that log is gone")
 		case !known && (v.nodes == nil || hasNode && object.Ready):
-			h.log.Warn("machine without a record left alone, its node is or may be Ready; drain and remove it, or restore the log it was recorded in",
-				"node", name, "pool", m.Pool, "claim", m.ClaimID)
+			s.leave(v, m, now, "its node is or may be Ready; drain and remove it, or restore the log that it was recorded in")
 		default:
 			report(events.NodeDiverged{Node: name, Kind: events.DivergedOrphanInstance, Instance: m.ID, ClaimID: m.ClaimID, Pool: m.Pool,
 				Detail: fmt.Sprintf("machine %s is %s, and %s", m.ID, m.State, recordState(n, known))})
@@ -192,10 +197,21 @@ func (h *Handler) compare(v *view, now time.Time, found map[finding]events.NodeD
 			Detail: "the Node object has no machine, and " + recordState(n, known)})
 	}
 	for name, n := range v.records {
-		if p, ok := h.compareRecord(v, name, n, now); ok {
+		if p, ok := s.h.compareRecord(v, name, n, now); ok {
 			report(p)
 		}
 	}
+}
+
+// leave tells the log of a machine without a live record that is not removed.
+func (s *sweeper) leave(v *view, m Machine, now time.Time, why string) {
+	f := finding{cluster: v.name, node: m.Name, claim: m.ClaimID, instance: m.ID, kind: why}
+	if last, ok := s.warned[f]; ok && now.Sub(last) < warnEvery {
+		return
+	}
+	s.warned[f] = now
+	s.h.log.Warn("machine without a live record left alone", "cluster", v.name, "node", m.Name, "pool", m.Pool,
+		"claim", m.ClaimID, "epoch", m.Epoch, "why", why)
 }
 
 func recordState(n lifecycle.Node, known bool) string {

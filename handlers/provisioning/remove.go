@@ -66,12 +66,12 @@ func (h *Handler) remove(ctx context.Context, l *lease) error {
 			return nil
 		}
 		r.DoneAt = t.Now
-		if now.Phase != lifecycle.Removing {
+		if now.On(lifecycle.OnRemoved, t.Now) != nil {
 			return nil // failed and lost stay what they are
 		}
 		removed = true
 		stages = removalStages(now)
-		return removeNode(t, stages)
+		return emitRemoved(t, stages)
 	})
 	if err != nil {
 		return fmt.Errorf("record that %s: %w", step, err)
@@ -91,11 +91,8 @@ func (h *Handler) remove(ctx context.Context, l *lease) error {
 	return nil
 }
 
-func removeNode(t *bus.Turn[lifecycle.Node], stages []events.Stage) error {
+func emitRemoved(t *bus.Turn[lifecycle.Node], stages []events.Stage) error {
 	n := t.State
-	if err := n.On(lifecycle.OnRemoved, t.Now); err != nil {
-		return err
-	}
 	p := events.NodeRemoved{Node: n.Name, Pool: n.Pool, ClaimID: n.ClaimID, DecisionID: n.DecisionID,
 		Reason: events.Reason(n.Removal.Reason), At: t.Now, Stages: stages}
 	if n.Drained != nil {

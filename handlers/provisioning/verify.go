@@ -12,6 +12,7 @@ import (
 
 // world is what verify found.
 type world struct {
+	machines      Machines // of the pool
 	machine       Machine
 	machineExists bool
 	node          NodeObject
@@ -48,6 +49,7 @@ func (h *Handler) look(ctx context.Context, k bus.Key, n lifecycle.Node) (world,
 	if err != nil {
 		return w, err
 	}
+	w.machines = m
 	nodes, err := h.nodes(k.Cluster)
 	if err != nil {
 		return w, err
@@ -79,11 +81,7 @@ func (h *Handler) verifyWaiting(ctx context.Context, l *lease, w world) error {
 		return h.fail(ctx, l, failure{code: ReasonMachineGone, cleanUp: true,
 			message: "the machine vanished before its node was Ready"}, waiting)
 	case w.machine.State == MachineExited:
-		m, err := h.machines(l.Key().Cluster, n.Pool)
-		if err != nil {
-			return h.retryVerify(ctx, l, err)
-		}
-		return h.failEnded(ctx, l, m, w.machine)
+		return h.failEnded(ctx, l, w.machines, w.machine)
 	case n.Phase == lifecycle.Registered && !w.nodeExists:
 		return h.fail(ctx, l, failure{code: ReasonNodeDeleted, cleanUp: true,
 			message: "the Node object was deleted before the node was Ready; a running agent does not register again"}, waiting)
@@ -110,11 +108,8 @@ func (h *Handler) verifyReady(ctx context.Context, l *lease, w world) error {
 	}
 	moved, err := commit(ctx, l, "lost/"+n.ClaimID, func(t *bus.Turn[lifecycle.Node]) error {
 		now := t.State
-		if now.Suspicion == nil || !now.Phase.Can(lifecycle.OnLost) {
+		if now.Suspicion == nil || now.On(lifecycle.OnLost, t.Now) != nil {
 			return errMoved
-		}
-		if err := now.On(lifecycle.OnLost, t.Now); err != nil {
-			return err
 		}
 		now.Suspicion = nil
 		beginRemoval(now, reason, t.Now)
