@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -22,10 +24,6 @@ const (
 	// unknownCluster stands for the cluster of a message on a subject that names none.
 	unknownCluster = "unknown"
 )
-
-// errGap means that earlier events are unacknowledged elsewhere: acknowledging
-// ours would acknowledge theirs, too.
-var errGap = errors.New("earlier events are still with another process")
 
 // RunBatch delivers every event of the stream of record to h, in stream order,
 // until ctx ends. One process at a time receives them. A batch is given again,
@@ -53,10 +51,6 @@ func (b *Bus) RunBatch(ctx context.Context, h BatchHandler) error {
 		if err == nil || ctx.Err() != nil {
 			continue
 		}
-		if errors.Is(err, errGap) {
-			b.pause(ctx, b.opts.Times.AckWait/4)
-			continue
-		}
 		fails++
 		b.metrics.failed("bus")
 		b.opts.Logger.WarnContext(ctx, "reading batches interrupted, it goes on", "handler", h.Name(), "error", err)
@@ -65,19 +59,23 @@ func (b *Bus) RunBatch(ctx context.Context, h BatchHandler) error {
 	return nil
 }
 
+// batchRunner reads for one batch handler. Messages may come out of order, when
+// some are still with a process that died: those that came early are kept until
+// the gap is filled, because an acknowledgement covers everything before it.
 type batchRunner struct {
 	b *Bus
 	h BatchHandler
 	c jetstream.Consumer
 
-	floor uint64    // everything up to this sequence is acknowledged
-	gapAt time.Time // since when earlier events are missing; zero: they are not
+	floor uint64            // everything up to this sequence is acknowledged
+	held  map[uint64]parcel // received, later than floor
+	gapAt time.Time         // since when the next one is missing; zero: it is not
 }
 
-// batch is some messages and their deliveries.
-type batch struct {
-	msgs []jetstream.Msg
-	ds   []Delivery
+// parcel is a message and its delivery.
+type parcel struct {
+	msg jetstream.Msg
+	d   Delivery
 }
 
 func (r *batchRunner) ensure(ctx context.Context) (err error) {
@@ -107,6 +105,7 @@ func (r *batchRunner) run(ctx context.Context) error {
 	if err := r.ensure(ctx); err != nil {
 		return err
 	}
+	r.held = map[uint64]parcel{}
 	it, err := r.c.Messages(
 		jetstream.PullMaxMessages(maxBatch),
 		jetstream.PullExpiry(r.b.opts.Times.PullExpiry),
@@ -115,137 +114,199 @@ func (r *batchRunner) run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	defer it.Stop()
+	defer r.handBack(it)
 	for {
-		bt, err := r.gather(ctx, it)
-		if err != nil || len(bt.msgs) == 0 {
+		if err := r.receive(ctx, it); err != nil || ctx.Err() != nil {
+			return ignoreEnd(ctx, err)
+		}
+		ps, err := r.next(ctx)
+		if err != nil {
 			return err
 		}
-		if err := r.follows(ctx, bt); err != nil {
-			for _, m := range bt.msgs {
-				_ = m.NakWithDelay(r.b.opts.Times.AckWait / 4)
-			}
-			return err
+		if len(ps) == 0 {
+			continue
 		}
-		if err := r.deliver(ctx, bt); err != nil {
+		if err := r.deliver(ctx, ps); err != nil {
 			return err
 		}
 	}
 }
 
-// gather waits for one message and takes what follows it closely. Messages that
-// are acknowledged already, or come a second time, are left out.
-func (r *batchRunner) gather(ctx context.Context, it jetstream.MessagesContext) (batch, error) {
-	var bt batch
-	last := r.floor
-	for len(bt.msgs) < maxBatch {
-		var opt jetstream.NextOpt = jetstream.NextMaxWait(batchWindow)
-		if len(bt.msgs) == 0 {
-			opt = jetstream.NextContext(ctx)
+// handBack returns what was received and not acknowledged, so that another
+// process has it at once.
+func (r *batchRunner) handBack(it jetstream.MessagesContext) {
+	it.Drain()
+	for {
+		m, err := it.Next(jetstream.NextMaxWait(time.Second))
+		if err != nil {
+			break
 		}
+		_ = m.Nak()
+	}
+	for _, seq := range slices.Sorted(maps.Keys(r.held)) {
+		_ = r.held[seq].msg.Nak()
+	}
+}
+
+// receive takes messages until none follows closely. It waits for the first one;
+// while others are held, only until their next sign of life is due.
+func (r *batchRunner) receive(ctx context.Context, it jetstream.MessagesContext) error {
+	wait := r.b.opts.Times.AckWait / 3
+	var opt jetstream.NextOpt = jetstream.NextContext(ctx)
+	if len(r.held) > 0 {
+		opt = jetstream.NextMaxWait(wait)
+	}
+	for len(r.held) < maxBatch {
 		m, err := it.Next(opt)
-		switch {
-		case errors.Is(err, nats.ErrTimeout):
-			return bt, nil
-		case err != nil && ctx.Err() != nil:
-			return batch{}, nil
-		case err != nil:
-			return batch{}, err
+		if errors.Is(err, nats.ErrTimeout) {
+			break
 		}
+		if err != nil {
+			return err
+		}
+		opt = jetstream.NextMaxWait(batchWindow)
 		meta, err := m.Metadata()
 		if err != nil {
-			return batch{}, err
+			return err
 		}
-		if meta.Sequence.Stream <= last {
-			continue
+		seq := meta.Sequence.Stream
+		if seq <= r.floor {
+			continue // acknowledged already
 		}
-		last = meta.Sequence.Stream
-		d, decodeErr := r.b.delivery(m.Subject(), m.Headers(), m.Data(), last, meta.Timestamp)
+		d, decodeErr := r.b.delivery(m.Subject(), m.Headers(), m.Data(), seq, meta.Timestamp)
 		d.Attempt = int(meta.NumDelivered)
 		if decodeErr != nil {
 			if d, err = r.undecodable(ctx, m, d, decodeErr); err != nil {
-				return batch{}, err
+				return err
 			}
 		}
-		bt.msgs, bt.ds = append(bt.msgs, m), append(bt.ds, d)
+		r.held[seq] = parcel{m, d}
 	}
-	return bt, nil
+	return nil
 }
 
-// follows makes sure that the batch begins right after what is acknowledged.
-func (r *batchRunner) follows(ctx context.Context, bt batch) error {
-	first := bt.ds[0].Sequence
-	if first <= r.floor+1 {
-		r.gapAt = time.Time{}
-		return nil
+// next takes the messages that follow what is acknowledged, none if there is a
+// gap.
+func (r *batchRunner) next(ctx context.Context) ([]parcel, error) {
+	if len(r.held) == 0 {
+		return nil, nil
 	}
-	info, err := r.b.info(ctx)
+	first := r.floor + 1
+	if _, ok := r.held[first]; !ok {
+		// Another process has acknowledged it, or has it still; or a limit of the
+		// stream discarded it.
+		if err := r.refresh(ctx); err != nil {
+			return nil, err
+		}
+		if first = r.floor + 1; len(r.held) == 0 {
+			return nil, nil
+		}
+		info, err := r.b.info(ctx)
+		if err != nil {
+			return nil, err
+		}
+		lowest := slices.Min(slices.Collect(maps.Keys(r.held)))
+		if lowest > max(first, info.State.FirstSeq) && !r.waited(lowest) {
+			if !r.proveAll(ctx) {
+				return nil, errFenced
+			}
+			return nil, nil
+		}
+		first = lowest
+	}
+	r.gapAt = time.Time{}
+	var ps []parcel
+	for seq := first; len(ps) < maxBatch; seq++ {
+		p, ok := r.held[seq]
+		if !ok {
+			break
+		}
+		ps = append(ps, p)
+	}
+	return ps, nil
+}
+
+// refresh reads what is acknowledged.
+func (r *batchRunner) refresh(ctx context.Context) error {
+	ctx, cancel := r.b.bound(ctx)
+	defer cancel()
+	info, err := r.c.Info(ctx)
 	if err != nil {
-		return err
+		return fmt.Errorf("consumer %s: %w", r.h.Name(), unavailable(err))
 	}
-	if first <= max(r.floor+1, info.State.FirstSeq) {
-		r.gapAt = time.Time{}
-		return nil
-	}
+	r.floor = max(r.floor, info.AckFloor.Stream)
+	maps.DeleteFunc(r.held, func(seq uint64, _ parcel) bool { return seq <= r.floor })
+	return nil
+}
+
+// waited reports whether a gap lasts longer than any process can hold a message
+// without being given up.
+func (r *batchRunner) waited(lowest uint64) bool {
 	now := r.b.wire.Now()
 	if r.gapAt.IsZero() {
 		r.gapAt = now
 	}
 	if now.Sub(r.gapAt) < 4*r.b.opts.Times.AckWait {
-		return errGap
+		return false
 	}
-	// Nobody has them: they are gone. The handler sees the gap in the sequences.
 	r.b.metrics.failed("bus")
-	r.b.opts.Logger.ErrorContext(ctx, "events are missing in the stream of record", "handler", r.h.Name(), "after_sequence", r.floor, "before_sequence", first)
-	r.gapAt = time.Time{}
-	return nil
+	r.b.opts.Logger.Error("events are missing in the stream of record", "handler", r.h.Name(), "after_sequence", r.floor, "before_sequence", lowest)
+	return true
 }
 
 // deliver gives the batch to the handler until it takes it, and acknowledges it.
-func (r *batchRunner) deliver(ctx context.Context, bt batch) error {
-	last := bt.msgs[len(bt.msgs)-1]
+func (r *batchRunner) deliver(ctx context.Context, ps []parcel) error {
+	ds := make([]Delivery, len(ps))
+	for i, p := range ps {
+		ds[i] = p.d
+	}
 	for n := 1; ; n++ {
-		if (n > 1 || r.b.alive.suspicious()) && !r.proveAll(ctx, bt) {
+		if (n > 1 || r.b.alive.suspicious()) && !r.proveAll(ctx) {
 			return errFenced
 		}
-		held, lost := r.holdBatch(ctx, bt)
+		held, lost := r.hold(ctx)
 		start := r.b.wire.Now()
-		err := r.handle(held, bt.ds)
+		err := r.handle(held, ds)
 		r.b.metrics.durations.WithLabelValues(r.h.Name()).Observe(r.b.wire.Since(start).Seconds())
-		if err == nil {
-			if lost() {
-				return errFenced
-			}
-			actx, cancel := r.b.bound(context.WithoutCancel(ctx))
-			defer cancel()
-			if err := last.DoubleAck(actx); err != nil {
-				return fmt.Errorf("acknowledge up to %d: %w", bt.ds[len(bt.ds)-1].Sequence, unavailable(err))
-			}
-			r.b.metrics.deliveries.WithLabelValues(r.h.Name(), "handled").Add(float64(len(bt.ds)))
-			r.floor = bt.ds[len(bt.ds)-1].Sequence
-			return nil
-		}
-		if lost() {
+		switch {
+		case lost():
 			return errFenced
-		}
-		if ctx.Err() != nil {
+		case err == nil:
+			return r.ack(ctx, ps)
+		case ctx.Err() != nil:
 			return nil
 		}
 		delay := backoff(r.b.opts.Times, n)
 		if d, ok := RetryDelay(err); ok {
 			delay = d
 		}
+		// It is bounded by the time for which the batch is ours without a sign of life.
+		delay = min(delay, r.b.opts.Times.AckWait/2)
 		r.b.metrics.failed(r.h.Name())
-		r.b.metrics.deliveries.WithLabelValues(r.h.Name(), "failed").Add(float64(len(bt.ds)))
-		r.b.opts.Logger.WarnContext(ctx, "batch not handled, it will be tried again", "handler", r.h.Name(), "from_sequence", bt.ds[0].Sequence,
-			"events", len(bt.ds), "attempt", n, "in", delay.String(), "error", err)
-		// The wait is bounded by the time for which the batch is ours without a sign
-		// of life; the next round begins with one.
-		r.b.pause(ctx, min(delay, r.b.opts.Times.AckWait/2))
+		r.b.metrics.deliveries.WithLabelValues(r.h.Name(), "failed").Add(float64(len(ds)))
+		r.b.opts.Logger.WarnContext(ctx, "batch not handled, it will be tried again", "handler", r.h.Name(), "from_sequence", ds[0].Sequence,
+			"events", len(ds), "attempt", n, "in", delay.String(), "error", err)
+		r.b.pause(ctx, delay)
 		if ctx.Err() != nil {
 			return nil
 		}
 	}
+}
+
+// ack acknowledges everything up to the last of ps.
+func (r *batchRunner) ack(ctx context.Context, ps []parcel) error {
+	ctx, cancel := r.b.bound(context.WithoutCancel(ctx))
+	defer cancel()
+	last := ps[len(ps)-1]
+	if err := last.msg.DoubleAck(ctx); err != nil {
+		return fmt.Errorf("acknowledge up to %d: %w", last.d.Sequence, unavailable(err))
+	}
+	r.b.metrics.deliveries.WithLabelValues(r.h.Name(), "handled").Add(float64(len(ps)))
+	r.floor = last.d.Sequence
+	for _, p := range ps {
+		delete(r.held, p.d.Sequence)
+	}
+	return nil
 }
 
 func (r *batchRunner) handle(ctx context.Context, ds []Delivery) (err error) {
@@ -257,9 +318,9 @@ func (r *batchRunner) handle(ctx context.Context, ds []Delivery) (err error) {
 	return r.h.HandleBatch(ctx, ds)
 }
 
-// holdBatch proves that this process works on the batch until lost is called,
-// which reports whether it may belong to another one by now.
-func (r *batchRunner) holdBatch(ctx context.Context, bt batch) (held context.Context, lost func() bool) {
+// hold proves that this process has what it holds until lost is called, which
+// reports whether it may belong to another one by now.
+func (r *batchRunner) hold(ctx context.Context) (held context.Context, lost func() bool) {
 	wait := r.b.opts.Times.AckWait
 	held, cancel := context.WithCancelCause(ctx)
 	confirmed := r.b.wire.Now()
@@ -275,7 +336,7 @@ func (r *batchRunner) holdBatch(ctx context.Context, bt batch) (held context.Con
 			case <-tick.C():
 			}
 			sent := r.b.wire.Now()
-			if r.proveAll(held, bt) {
+			if r.proveAll(held) {
 				confirmed = sent
 			}
 			if elapsed(confirmed, r.b.wire.Now()) > time.Duration(fence*float64(wait)) {
@@ -292,11 +353,11 @@ func (r *batchRunner) holdBatch(ctx context.Context, bt batch) (held context.Con
 }
 
 // proveAll asks for more time for each message: the server counts each by itself.
-func (r *batchRunner) proveAll(ctx context.Context, bt batch) bool {
+func (r *batchRunner) proveAll(ctx context.Context) bool {
 	ctx, cancel := context.WithTimeout(ctx, r.b.opts.Times.AckWait/3)
 	defer cancel()
-	for _, m := range bt.msgs {
-		if _, err := r.b.nc.RequestWithContext(ctx, m.Reply(), []byte("+WPI")); err != nil {
+	for _, p := range r.held {
+		if _, err := r.b.nc.RequestWithContext(ctx, p.msg.Reply(), []byte("+WPI")); err != nil {
 			return false
 		}
 	}

@@ -164,28 +164,8 @@ func decodeBinary(attrs map[string]string, contentType string, data []byte) (eve
 	e := cloudevents.New(version)
 	var errs []error
 	for name, v := range attrs {
-		switch name {
-		case "specversion":
-		case "id":
-			errs = append(errs, e.Context.SetID(v))
-		case "source":
-			errs = append(errs, e.Context.SetSource(v))
-		case "type":
-			errs = append(errs, e.Context.SetType(v))
-		case "subject":
-			errs = append(errs, e.Context.SetSubject(v))
-		case "dataschema":
-			errs = append(errs, e.Context.SetDataSchema(v))
-		case "datacontenttype":
-			errs = append(errs, errors.New("header ce-datacontenttype: expected content-type"))
-		case "time":
-			t, err := types.ParseTime(v)
-			if err == nil {
-				err = e.Context.SetTime(t)
-			}
-			errs = append(errs, err)
-		default:
-			errs = append(errs, e.Context.SetExtension(name, v))
+		if err := setAttribute(&e, name, v); err != nil {
+			errs = append(errs, fmt.Errorf("header %s%s: %w", headerPrefix, name, err))
 		}
 	}
 	if contentType != "" {
@@ -201,6 +181,32 @@ func decodeBinary(attrs map[string]string, contentType string, data []byte) (eve
 		return events.Event{}, err
 	}
 	return e, nil
+}
+
+func setAttribute(e *events.Event, name, v string) error {
+	switch name {
+	case "specversion":
+		return nil
+	case "id":
+		return e.Context.SetID(v)
+	case "source":
+		return e.Context.SetSource(v)
+	case "type":
+		return e.Context.SetType(v)
+	case "subject":
+		return e.Context.SetSubject(v)
+	case "dataschema":
+		return e.Context.SetDataSchema(v)
+	case "datacontenttype":
+		return errors.New("expected it as content-type")
+	case "time":
+		t, err := types.ParseTime(v)
+		if err != nil {
+			return err
+		}
+		return e.Context.SetTime(t)
+	}
+	return e.Context.SetExtension(name, v)
 }
 
 const upperHex = "0123456789ABCDEF"
