@@ -69,7 +69,7 @@ func buildSets() []buildSet {
 }
 
 // Build makes the binaries, or finds them in the cache. A second caller waits
-// for the first one's build. With nothing cached it takes about ten minutes on
+// for the first one's build. For a real k3s only runcshim is made. With nothing cached it takes about ten minutes on
 // two cores.
 func Build(ctx context.Context, opts Options) (Binaries, error) {
 	opts, err := opts.withDefaults()
@@ -82,6 +82,9 @@ func Build(ctx context.Context, opts Options) (Binaries, error) {
 	}
 	binaries := Binaries{}
 	for _, set := range buildSets() {
+		if opts.RealK3s && set.name != "runcshim" {
+			continue // k3s brings the rest
+		}
 		dir, err := set.build(ctx, opts, toolchain)
 		if err != nil {
 			return nil, fmt.Errorf("build %s: %w", set.name, err)

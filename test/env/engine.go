@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/docker/docker/api/types/container"
@@ -25,6 +26,10 @@ const (
 
 	// pluginDir is made by every engine, whatever folders it is given.
 	pluginDir = "/run/docker"
+
+	// parallelRemovals is how many containers are removed at once; the engine
+	// waits for most of each removal.
+	parallelRemovals = 8
 )
 
 // engine is a Docker engine: one that answered, or one that was started for
@@ -253,6 +258,13 @@ func (e *engine) clean(ctx context.Context, networkName, id string) error {
 	if err := e.removeContainers(ctx, networkName, id); err != nil {
 		return err
 	}
+	if e.private {
+		return e.removeNetworks(ctx, id) // the images go with the engine's data
+	}
+	return errors.Join(e.removeNetworks(ctx, id), e.removeImages(ctx, id))
+}
+
+func (e *engine) removeNetworks(ctx context.Context, id string) error {
 	byLabel := filters.NewArgs(filters.Arg("label", label+"="+id))
 	networks, err := e.client.NetworkList(ctx, network.ListOptions{Filters: byLabel})
 	if err != nil {
@@ -264,7 +276,6 @@ func (e *engine) clean(ctx context.Context, networkName, id string) error {
 			errs = append(errs, fmt.Errorf("remove network %s: %w", n.Name, err))
 		}
 	}
-	errs = append(errs, e.removeImages(ctx, id))
 	return errors.Join(errs...)
 }
 
@@ -290,15 +301,22 @@ func (e *engine) removeWhere(ctx context.Context, filter filters.Args, keep stri
 	if err != nil {
 		return fmt.Errorf("list containers: %w", err)
 	}
-	var errs []error
-	for _, c := range containers {
+	errs := make([]error, len(containers))
+	slots := make(chan struct{}, parallelRemovals)
+	var group sync.WaitGroup
+	for i, c := range containers {
 		if _, kept := c.Labels[keep]; kept {
 			continue
 		}
-		err := e.client.ContainerRemove(ctx, c.ID, container.RemoveOptions{Force: true, RemoveVolumes: true})
-		if err != nil && !client.IsErrNotFound(err) && !strings.Contains(err.Error(), "is already in progress") {
-			errs = append(errs, fmt.Errorf("remove container %s: %w", strings.Join(c.Names, " "), err))
-		}
+		group.Go(func() {
+			slots <- struct{}{}
+			defer func() { <-slots }()
+			err := e.client.ContainerRemove(ctx, c.ID, container.RemoveOptions{Force: true, RemoveVolumes: true})
+			if err != nil && !client.IsErrNotFound(err) && !strings.Contains(err.Error(), "is already in progress") {
+				errs[i] = fmt.Errorf("remove container %s: %w", strings.Join(c.Names, " "), err)
+			}
+		})
 	}
+	group.Wait()
 	return errors.Join(errs...)
 }

@@ -50,7 +50,8 @@ type Env struct {
 	Subnet     string `json:"subnet"`
 	Gateway    string `json:"gateway"`
 
-	// Image is rancher/k3s at ServerVersion, stand-in or real. The others are
+	// Image is rancher/k3s at ServerVersion, stand-in or real; the stand-in has
+	// another name on an engine that has an image of that name. The others are
 	// variants that exist of the stand-in only (empty on a real k3s): the agent
 	// exits at once with code 1, joins only after SlowDelay, never joins.
 	Image      string `json:"image"`
@@ -275,7 +276,7 @@ func (e *Env) findEngine(ctx context.Context, binaries Binaries) (_ *engine, loa
 
 // loadImages loads the stand-in and runs it once as the product would.
 func (e *Env) loadImages(ctx context.Context, engine *engine, binaries Binaries) error {
-	defer step(e.opts.Log, "loaded image %s:%s", k3sRepository, k3sTag())()
+	done := step(e.opts.Log, "loaded the stand-in for %s:%s", k3sRepository, k3sTag())
 	image, err := engine.importImages(ctx, binaries["k3s"], e.ID)
 	if err != nil {
 		return err
@@ -283,6 +284,7 @@ func (e *Env) loadImages(ctx context.Context, engine *engine, binaries Binaries)
 	if err := engine.tryPrivileged(ctx, image, e.ID); err != nil {
 		return fmt.Errorf("run a privileged container: %w", err)
 	}
+	done()
 	e.Image, e.ImageExits, e.ImageSlow, e.ImageStuck = image, image+"-exits", image+"-slow", image+"-stuck"
 	return nil
 }

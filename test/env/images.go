@@ -21,9 +21,9 @@ func k3sTag() string { return strings.ReplaceAll(kubernetesVersion, "+", "-") }
 const (
 	k3sRepository = "rancher/k3s"
 
-	// foreignRepository is used on an engine that has the true image under the
-	// stand-in's name.
-	foreignRepository = "k3s-autoscaler-testenv/k3s"
+	// ownRepository, followed by the environment's id, is used on an engine that
+	// has an image under k3sRepository: the true one, or another environment's.
+	ownRepository = "k3s-autoscaler-testenv/k3s-"
 
 	// SlowDelay is how long an agent of Env.ImageSlow waits before it joins.
 	SlowDelay = "10s"
@@ -42,10 +42,9 @@ var variants = map[string]string{
 // command and anonymous volumes.
 func (e *engine) importImages(ctx context.Context, agent, id string) (string, error) {
 	name := k3sRepository + ":" + k3sTag()
-	switch existing, err := e.client.ImageInspect(ctx, name); {
-	case err == nil && (existing.Config == nil || existing.Config.Labels[label] == ""):
-		name = foreignRepository + ":" + k3sTag()
-	case err != nil && !client.IsErrNotFound(err):
+	if _, err := e.client.ImageInspect(ctx, name); err == nil {
+		name = ownRepository + id + ":" + k3sTag()
+	} else if !client.IsErrNotFound(err) {
 		return "", fmt.Errorf("look for image %s: %w", name, err)
 	}
 	reader, writer := io.Pipe()
@@ -86,19 +85,29 @@ func (e *engine) importImages(ctx context.Context, agent, id string) (string, er
 	return name, nil
 }
 
+// removeImages removes the environment's images. One that others derive from is
+// refused until they are gone, so it goes round as long as that helps.
 func (e *engine) removeImages(ctx context.Context, id string) error {
 	images, err := e.client.ImageList(ctx, image.ListOptions{Filters: filters.NewArgs(filters.Arg("label", label+"="+id))})
 	if err != nil {
 		return fmt.Errorf("list images: %w", err)
 	}
-	var errs []error
-	for _, i := range images {
-		_, err := e.client.ImageRemove(ctx, i.ID, image.RemoveOptions{Force: true, PruneChildren: true})
-		if err != nil && !client.IsErrNotFound(err) {
-			errs = append(errs, fmt.Errorf("remove image %s: %w", strings.Join(i.RepoTags, " "), err))
+	for len(images) > 0 {
+		var left []image.Summary
+		var errs []error
+		for _, i := range images {
+			_, err := e.client.ImageRemove(ctx, i.ID, image.RemoveOptions{Force: true, PruneChildren: true})
+			if err != nil && !client.IsErrNotFound(err) {
+				left = append(left, i)
+				errs = append(errs, fmt.Errorf("remove image %s: %w", strings.Join(i.RepoTags, " "), err))
+			}
 		}
+		if len(left) == len(images) {
+			return errors.Join(errs...)
+		}
+		images = left
 	}
-	return errors.Join(errs...)
+	return nil
 }
 
 // writeRootFS writes a file system with one static program.

@@ -70,6 +70,9 @@ func runKubelet(ctx context.Context, o agentOptions, caPEM []byte) error {
 	flags.RootDirectory = kubeletDir
 	flags.NodeIP = o.nodeIP
 	config.PodLogsDir = podLogsDir
+	// No static pods: watching for them would cost each agent an inotify
+	// instance, of which a user has 128.
+	config.StaticPodPath = ""
 	config.ProviderID = "k3s://" + o.nodeName
 
 	clientConfig, err := clientcmd.BuildConfigFromFlags("", kubeconfig)
