@@ -51,6 +51,9 @@ type Options struct {
 	// Clock. Required.
 	Clock clock.PassiveClock
 
+	// DefaultCluster returns the cluster of alerts without that label, where more
+	// than one is configured; nil or "": such an alert is refused.
+	DefaultCluster func() string
 	// ClusterLabel. Default DefaultClusterLabel.
 	ClusterLabel string
 	// Expiry is how long an alert counts without being repeated. Default DefaultExpiry.
@@ -171,8 +174,8 @@ func (h *Handler) record(ctx context.Context, b Batch) {
 }
 
 // resolver returns how alerts of one request are assigned to a cluster: the
-// query parameter "cluster" wins, then the cluster label, then the only
-// cluster there is.
+// query parameter "cluster" wins, then the cluster label, then the only cluster
+// there is, and without a label the default one.
 func (h *Handler) resolver(r *http.Request) (func(map[string]string) (string, error), error) {
 	known := h.o.Clusters()
 	expected := "one of the configured clusters: " + strings.Join(known, ", ")
@@ -190,6 +193,9 @@ func (h *Handler) resolver(r *http.Request) (func(map[string]string) (string, er
 		// Prometheus' external_labels often call the only cluster something else.
 		if len(known) == 1 {
 			return known[0], nil
+		}
+		if h.o.DefaultCluster != nil && labels[h.o.ClusterLabel] == "" && slices.Contains(known, h.o.DefaultCluster()) {
+			return h.o.DefaultCluster(), nil
 		}
 		return "", errors.New(expected + ", in the label " + h.o.ClusterLabel + " or as ?cluster=NAME in the webhook's url")
 	}, nil

@@ -48,6 +48,8 @@ type testBundle struct {
 	clock    *clocktesting.FakePassiveClock
 	registry *prometheus.Registry
 	log      *bytes.Buffer
+
+	defaultCluster string
 }
 
 func setup(t *testing.T, clusters ...string) *testBundle {
@@ -68,6 +70,8 @@ func setup(t *testing.T, clusters ...string) *testBundle {
 		Registerer: b.registry,
 		Clock:      b.clock,
 		MaxBody:    8 << 10,
+
+		DefaultCluster: func() string { return b.defaultCluster },
 	})
 	require.NoError(t, err)
 	b.handler = h
@@ -225,17 +229,23 @@ func TestWebhookAssignsAlertsToClusters(t *testing.T) {
 		clusters   []string
 		url, label string
 		want       string // empty: refused
+		def        string // the default cluster
 	}{
-		"the only one":                            {[]string{"home"}, "/v1/alerts", "prod-eu", "home"},
-		"by label":                                {[]string{"home", "away"}, "/v1/alerts", "away", "away"},
-		"by query, which wins":                    {[]string{"home", "away"}, "/v1/alerts?cluster=home", "away", "home"},
-		"unknown label among several":             {[]string{"home", "away"}, "/v1/alerts", "prod", ""},
-		"unknown query":                           {[]string{"home"}, "/v1/alerts?cluster=prod", "home", ""},
-		"empty query is not the same as no query": {[]string{"home"}, "/v1/alerts?cluster=", "home", ""},
+		"the only one":                            {[]string{"home"}, "/v1/alerts", "prod-eu", "home", ""},
+		"by label":                                {[]string{"home", "away"}, "/v1/alerts", "away", "away", ""},
+		"by query, which wins":                    {[]string{"home", "away"}, "/v1/alerts?cluster=home", "away", "home", ""},
+		"unknown label among several":             {[]string{"home", "away"}, "/v1/alerts", "prod", "", ""},
+		"unknown query":                           {[]string{"home"}, "/v1/alerts?cluster=prod", "home", "", ""},
+		"empty query is not the same as no query": {[]string{"home"}, "/v1/alerts?cluster=", "home", "", ""},
+		"no label, the default":                   {[]string{"home", "away"}, "/v1/alerts", "", "away", "away"},
+		"no label, no default":                    {[]string{"home", "away"}, "/v1/alerts", "", "", ""},
+		"an unknown label, a default":             {[]string{"home", "away"}, "/v1/alerts", "prod", "", "away"},
+		"no label, a default that is gone":        {[]string{"home", "away"}, "/v1/alerts", "", "", "old"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			b := setup(t, c.clusters...)
+			b.defaultCluster = c.def
 			w := b.post(c.url, body(c.label))
 			if c.want == "" {
 				p := requireProblem(t, w, http.StatusBadRequest)

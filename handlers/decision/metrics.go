@@ -14,6 +14,7 @@ type metrics struct {
 	latency   *prometheus.HistogramVec
 	decisions *prometheus.CounterVec
 	nodes     *prometheus.GaugeVec
+	limits    *prometheus.GaugeVec
 	pending   *prometheus.GaugeVec
 	errors    *prometheus.CounterVec
 }
@@ -33,6 +34,10 @@ func newMetrics(reg prometheus.Registerer, log *slog.Logger) *metrics {
 			Name: "autoscaler_current_nodes",
 			Help: "Nodes of a pool: existing ones, leaving ones and claims in flight.",
 		}, []string{"cluster", "pool"})),
+		limits: bus.Register(reg, log, prometheus.NewGaugeVec(prometheus.GaugeOpts{
+			Name: "autoscaler_pool_max_nodes",
+			Help: "How many nodes a pool may have.",
+		}, []string{"cluster", "pool"})),
 		pending: bus.Register(reg, log, prometheus.NewGaugeVec(prometheus.GaugeOpts{
 			Name: "autoscaler_pending_pods",
 			Help: "Pods of a cluster that wait for a node.",
@@ -47,6 +52,7 @@ func (m *metrics) observe(cluster string, out *outcome, latency time.Duration) {
 	m.latency.WithLabelValues(cluster).Observe(max(latency, 0).Seconds())
 	for _, d := range out.result.Decisions {
 		m.decisions.WithLabelValues(d.Verdict, cluster, d.Pool).Inc()
+		m.limits.WithLabelValues(cluster, d.Pool).Set(float64(d.Max))
 	}
 	if !out.known {
 		return
