@@ -274,8 +274,10 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 		err = errors.Join(srv.Shutdown(end), <-served)
 	}
 	stopCounting()
-	<-refusals
 	if errors.Is(err, http.ErrServerClosed) {
+		err = nil
+	}
+	if err = errors.Join(err, <-refusals); err == nil {
 		return nil
 	}
 	return fmt.Errorf("serve http on %s: %w", l.Addr(), err)

@@ -90,7 +90,7 @@ func callerName(r *http.Request) string {
 func readEvents(r *http.Request) (es []events.Event, err error) {
 	ct, _, _ := mime.ParseMediaType(r.Header.Get("Content-Type"))
 	msg := cehttp.NewMessageFromHttpRequest(r)
-	defer msg.Finish(nil) //nolint:errcheck // closes the body
+	defer func() { _ = msg.Finish(nil) }() // closes the body, which the server does again
 	switch msg.ReadEncoding() {
 	case binding.EncodingBatch:
 		es, err = binding.ToEvents(r.Context(), msg, msg.BodyReader)

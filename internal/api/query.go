@@ -98,7 +98,7 @@ func (s *Server) queries() {
 	huma.Register(s.huma, op("list-clusters", "/v1/clusters", "The clusters and how fresh their data is"),
 		func(ctx context.Context, in *ClusterFilter) (*body[Page[Cluster]], error) {
 			all, err := s.o.World.Clusters(ctx)
-			return listed(s, ctx, "clusters", all, err, func(c Cluster) bool { return in.Cluster == "" || in.Cluster == c.Name })
+			return listed(ctx, s, "clusters", all, err, func(c Cluster) bool { return in.Cluster == "" || in.Cluster == c.Name })
 		})
 	huma.Register(s.huma, op("list-pools", "/v1/pools", "The pools: size, limits, pauses, backoff, last decision"),
 		func(ctx context.Context, in *struct {
@@ -106,7 +106,7 @@ func (s *Server) queries() {
 			Pool string `query:"pool" maxLength:"63"`
 		}) (*body[Page[Pool]], error) {
 			all, err := s.o.World.Pools(ctx)
-			return listed(s, ctx, "pools", all, err, func(p Pool) bool {
+			return listed(ctx, s, "pools", all, err, func(p Pool) bool {
 				return (in.Cluster == "" || in.Cluster == p.Cluster) && (in.Pool == "" || in.Pool == p.Name)
 			})
 		})
@@ -117,7 +117,7 @@ func (s *Server) queries() {
 			Ours bool   `query:"ours" doc:"Only nodes of a pool"`
 		}) (*body[Page[Node]], error) {
 			all, err := s.o.World.Nodes(ctx)
-			return listed(s, ctx, "nodes", all, err, func(n Node) bool {
+			return listed(ctx, s, "nodes", all, err, func(n Node) bool {
 				return (in.Cluster == "" || in.Cluster == n.Cluster) && (in.Pool == "" || in.Pool == n.Pool) && (!in.Ours || n.Pool != "")
 			})
 		})
@@ -138,7 +138,7 @@ func (s *Server) queries() {
 	huma.Register(s.huma, op("explain", "/v1/explain", "Why something is as it is"), s.explain)
 }
 
-func listed[T any](s *Server, ctx context.Context, what string, all []T, err error, keep func(T) bool) (*body[Page[T]], error) {
+func listed[T any](ctx context.Context, s *Server, what string, all []T, err error, keep func(T) bool) (*body[Page[T]], error) {
 	if err != nil {
 		return nil, s.queryError(ctx, what, err)
 	}

@@ -265,7 +265,7 @@ func TestTheStreamFollowsAndContinues(t *testing.T) {
 		require.NoError(t, err)
 		require.Equal(t, 200, res.StatusCode)
 		require.Equal(t, "text/event-stream", res.Header.Get("Content-Type"))
-		return bufio.NewReader(res.Body), func() { cancel(); res.Body.Close() } //nolint:errcheck // a test
+		return bufio.NewReader(res.Body), func() { cancel(); res.Body.Close() }
 	}
 	line := func(r *bufio.Reader) string {
 		for {

@@ -124,10 +124,12 @@ func TestMiddlewareClosesEverythingThatIsNotOpen(t *testing.T) {
 	tokens, err := Open([]string{tokenFileWith(t, k.Token)}, slog.New(slog.DiscardHandler))
 	require.NoError(t, err)
 	h := Middleware(tokens, func(p string) bool { return p == "/livez" },
-		func(w http.ResponseWriter, _ *http.Request, reason error) { http.Error(w, reason.Error(), 401) },
+		func(w http.ResponseWriter, _ *http.Request, reason error) {
+			http.Error(w, reason.Error(), http.StatusUnauthorized)
+		},
 		http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			c, _ := CallerFrom(r.Context())
-			fmt.Fprintf(w, "caller %s", c.Name) //nolint:errcheck // a recorder
+			fmt.Fprintf(w, "caller %s", c.Name)
 		}))
 	call := func(path, header string) *httptest.ResponseRecorder {
 		w, r := httptest.NewRecorder(), httptest.NewRequest(http.MethodGet, path, nil)

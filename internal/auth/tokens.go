@@ -137,7 +137,7 @@ func (f *tokenFile) load() error {
 	if err != nil {
 		return fmt.Errorf("read token file: %w", err)
 	}
-	defer file.Close() //nolint:errcheck // nothing was written
+	defer file.Close()
 	st, err := file.Stat()
 	if err != nil {
 		return fmt.Errorf("read token file: %w", err)

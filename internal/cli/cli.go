@@ -127,10 +127,10 @@ func Execute(ctx context.Context, o Options, args []string) int {
 		code, hint = f.code, false
 	}
 	if text := err.Error(); text != "" {
-		fmt.Fprintln(o.Stderr, "Error: "+strings.TrimSpace(text)) //nolint:errcheck // nowhere left to tell
+		fmt.Fprintln(o.Stderr, "Error: "+strings.TrimSpace(text))
 	}
 	if hint {
-		fmt.Fprintf(o.Stderr, "See '%s --help'.\n", cmd.CommandPath()) //nolint:errcheck // nowhere left to tell
+		fmt.Fprintf(o.Stderr, "See '%s --help'.\n", cmd.CommandPath())
 	}
 	return code
 }

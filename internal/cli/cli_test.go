@@ -71,7 +71,7 @@ func (b *testBundle) serve(w http.ResponseWriter, r *http.Request) {
 	problem := func(status int, body string) {
 		w.Header().Set("Content-Type", "application/problem+json")
 		w.WriteHeader(status)
-		io.WriteString(w, body) //nolint:errcheck,gosec // a test
+		io.WriteString(w, body)
 	}
 	if r.Header.Get("Authorization") != "Bearer "+b.key.Token {
 		problem(401, `{"status":401,"title":"Unauthorized","detail":"Unknown token."}`)
@@ -89,7 +89,7 @@ func (b *testBundle) serve(w http.ResponseWriter, r *http.Request) {
 		}
 		b.posted = append(b.posted, e)
 		w.WriteHeader(http.StatusAccepted)
-		json.NewEncoder(w).Encode(api.Accepted{IDs: []string{e.ID()}}) //nolint:errcheck,gosec // a test
+		json.NewEncoder(w).Encode(api.Accepted{IDs: []string{e.ID()}})
 		return
 	}
 	b.asked = append(b.asked, strings.TrimSuffix(r.URL.Path+"?"+r.URL.RawQuery, "?"))
@@ -105,7 +105,7 @@ func (b *testBundle) serve(w http.ResponseWriter, r *http.Request) {
 	if next, ok := answer.(func(*http.Request) any); ok {
 		answer = next(r)
 	}
-	json.NewEncoder(w).Encode(answer) //nolint:errcheck,gosec // a test
+	json.NewEncoder(w).Encode(answer)
 }
 
 // serveStream sends what is to be seen once something was posted; events that
@@ -113,8 +113,8 @@ func (b *testBundle) serve(w http.ResponseWriter, r *http.Request) {
 // sends all at once and ends.
 func (b *testBundle) serveStream(w http.ResponseWriter, r *http.Request) {
 	w.Header().Set("Content-Type", "text/event-stream")
-	io.WriteString(w, ": following\n\n")            //nolint:errcheck,gosec // a test
-	http.NewResponseController(w).Flush()           //nolint:errcheck,gosec // a test
+	io.WriteString(w, ": following\n\n")
+	http.NewResponseController(w).Flush()
 	for b.env["WAIT"] != "" && len(b.posted) == 0 { // the post comes on another connection
 		b.mu.Unlock()
 		select {
@@ -131,9 +131,9 @@ func (b *testBundle) serveStream(w http.ResponseWriter, r *http.Request) {
 	}
 	for _, e := range b.stream {
 		data, _ := json.Marshal(e)
-		io.WriteString(w, "id: 1\nevent: x\ndata: "+strings.ReplaceAll(string(data), "REQUEST", id)+"\n\n") //nolint:errcheck,gosec // a test
+		io.WriteString(w, "id: 1\nevent: x\ndata: "+strings.ReplaceAll(string(data), "REQUEST", id)+"\n\n")
 	}
-	http.NewResponseController(w).Flush() //nolint:errcheck,gosec // a test
+	http.NewResponseController(w).Flush()
 	if b.env["WAIT"] != "" {
 		b.mu.Unlock()
 		<-r.Context().Done()
@@ -247,4 +247,14 @@ func TestKeyNewWritesAFileAndPrintsNoSecret(t *testing.T) {
 	require.NotContains(t, out, strings.TrimSpace(string(data)))
 	require.Equal(t, ExitFailure, b.run("key", "new", "--file", path))
 	require.Contains(t, b.stderr.String(), "exists already")
+}
+
+func TestReferenceHasEveryCommand(t *testing.T) {
+	t.Parallel()
+	text := Reference()
+	for _, c := range []string{"demo", "run", "scale up", "scale to", "cordon", "pool reset-backoff", "status", "explain", "events tail", "audit show", "dlq list", "config check", "key new", "completion", "version"} {
+		require.Contains(t, text, "\n## k3s-autoscaler "+c+"\n")
+	}
+	require.Contains(t, text, "- `-o, --output`: table, json or yaml (default `table`)")
+	require.Contains(t, text, "\n## k3s-autoscaler scale down\n")
 }

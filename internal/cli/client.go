@@ -173,12 +173,12 @@ func (c *client) send(r *http.Request) (*http.Response, error) {
 		if errors.Is(err, context.Canceled) {
 			return nil, err
 		}
-		return nil, fmt.Errorf("the autoscaler at %s (from %s) can't be reached: %w\nIs 'k3s-autoscaler run' up, and is this the address of api.listen? Another one is given with --server or K3S_AUTOSCALER_SERVER.", c.base.Redacted(), c.from, err)
+		return nil, fmt.Errorf("the autoscaler at %s (from %s) can't be reached: %w\nIs 'k3s-autoscaler run' up, and is this the address of api.listen? Another one is given with --server or K3S_AUTOSCALER_SERVER", c.base.Redacted(), c.from, err)
 	}
 	if res.StatusCode/100 == 2 {
 		return res, nil
 	}
-	defer res.Body.Close() //nolint:errcheck // nothing was written
+	defer res.Body.Close()
 	return nil, c.refused(res)
 }
 
@@ -190,7 +190,7 @@ func (c *client) refused(res *http.Response) error {
 		return fmt.Errorf("the server at %s answered %s, which the autoscaler never does; is it the right address (from %s)?", c.base.Redacted(), res.Status, c.from)
 	}
 	if res.StatusCode == http.StatusUnauthorized {
-		return fmt.Errorf("the server at %s does not know the token of %s.\nName the file of a token that is in its api.token_files with --token-file or K3S_AUTOSCALER_TOKEN_FILE.", c.base.Redacted(), c.tokenFile)
+		return fmt.Errorf("the server at %s does not know the token of %s.\nName the file of a token that is in its api.token_files with --token-file or K3S_AUTOSCALER_TOKEN_FILE", c.base.Redacted(), c.tokenFile)
 	}
 	text := p.Detail
 	if text == "" {
@@ -236,7 +236,7 @@ func (c *client) decode(r *http.Request, v any) error {
 	if err != nil {
 		return err
 	}
-	defer res.Body.Close() //nolint:errcheck // nothing was written
+	defer res.Body.Close()
 	if err := json.NewDecoder(io.LimitReader(res.Body, maxAnswer)).Decode(v); err != nil {
 		return fmt.Errorf("read the answer of %s: %w", r.URL.Redacted(), err)
 	}

@@ -166,16 +166,16 @@ func (a *app) follow(ctx context.Context, cl *client, q url.Values, opened func(
 		case err != nil && (first || ctx.Err() != nil):
 			return err
 		case err != nil:
-			fmt.Fprintf(a.Stderr, "%v\ntrying again\n", err) //nolint:errcheck // nowhere left to tell
+			fmt.Fprintf(a.Stderr, "%v\ntrying again\n", err)
 		default:
 			if first && opened != nil {
 				if err := opened(); err != nil {
-					res.Body.Close() //nolint:errcheck,gosec // nothing was written
+					res.Body.Close()
 					return err
 				}
 			}
 			more, err := readStream(res.Body, &last, fn)
-			res.Body.Close() //nolint:errcheck,gosec // nothing was written
+			res.Body.Close()
 			if err != nil || !more {
 				return err
 			}

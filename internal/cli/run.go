@@ -84,16 +84,16 @@ func (a *app) loadConfig(path string, acting bool) (*config.Config, error) {
 	var errs *config.Errors
 	if errors.As(err, &errs) {
 		for _, p := range errs.Problems {
-			fmt.Fprintln(a.Stderr, p) //nolint:errcheck // nowhere left to tell
+			fmt.Fprintln(a.Stderr, p)
 		}
-		fmt.Fprintf(a.Stderr, "%s in %s\n", plural(len(errs.Problems), "problem"), path) //nolint:errcheck // nowhere left to tell
+		fmt.Fprintf(a.Stderr, "%s in %s\n", plural(len(errs.Problems), "problem"), path)
 		return nil, &failure{err: errSilent, code: ExitUsage}
 	}
 	if err != nil {
 		return nil, &failure{err: err, code: ExitUsage}
 	}
 	for _, w := range cfg.Warnings() {
-		fmt.Fprintf(a.Stderr, "warning: %s\n", w) //nolint:errcheck // nowhere left to tell
+		fmt.Fprintf(a.Stderr, "warning: %s\n", w)
 	}
 	return cfg, nil
 }

@@ -68,7 +68,7 @@ func (a *app) statusCommand() *cobra.Command {
 func (a *app) statusTable(w io.Writer, v overview) error {
 	for i, c := range v.Clusters {
 		if i > 0 {
-			fmt.Fprintln(w) //nolint:errcheck // the table's own error says the same
+			fmt.Fprintln(w)
 		}
 		for _, line := range a.clusterLines(c) {
 			if _, err := fmt.Fprintln(w, line); err != nil {

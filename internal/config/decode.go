@@ -56,7 +56,7 @@ type decoder struct {
 }
 
 func (d *decoder) fail(key, message, expected string) {
-	d.add(d.source.problem(key, message, expected))
+	d.add(d.problem(key, message, expected))
 }
 
 // plain follows aliases, anchors and tags; nil is an absent value.
@@ -398,7 +398,7 @@ func (d *decoder) locate(v reflect.Value, path string, field reflect.StructTag) 
 		d.fail(path, fmt.Sprintf("file %s can't be read: %v", name, cause(err)), "a readable file")
 		return
 	}
-	defer f.Close() //nolint:errcheck // nothing was written
+	defer f.Close()
 	if st, err := f.Stat(); err == nil && st.IsDir() {
 		d.fail(path, fmt.Sprintf("%s is a folder", name), "a readable file")
 	}

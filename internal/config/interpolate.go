@@ -71,7 +71,7 @@ func (l lookup) read(name string) (string, error) {
 	if err != nil {
 		return "", fmt.Errorf("read referenced file: %w", err)
 	}
-	defer f.Close() //nolint:errcheck // nothing was written
+	defer f.Close()
 	b, err := io.ReadAll(io.LimitReader(f, maxReferencedFile+1))
 	if err != nil {
 		return "", fmt.Errorf("read referenced file: %w", err)

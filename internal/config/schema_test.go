@@ -89,3 +89,20 @@ func TestSchemaDescribesEveryKeyAndItsDefault(t *testing.T) {
 	require.Contains(t, string(text), `"default": "2m"`)
 	require.Contains(t, string(text), `"default": 110`)
 }
+
+func TestReferenceHasARowForEveryKey(t *testing.T) {
+	t.Parallel()
+	text := Reference()
+	for _, row := range []string{
+		"| `clusters[].pools[].max` | number, at least 0 | required | Nodes at most. |",
+		"| `clusters[].pools[].provider` | `docker`, `simulated` | required |",
+		"| `clusters[].pools[].docker.tls.ca_file` | file |",
+		"| `policy.alert_rules[].match` | list of matcher | required |",
+		"| `policy.max_unready_fraction` | number, 0 to 1 | `0.45` |",
+		"| `bus.embedded.sync` | `always` or duration | `always` |",
+		"| `api.limits.body_bytes` | size, at least 1024 | `4Mi` |",
+		"| `clusters[].pools[].labels` | map of texts |",
+	} {
+		require.Contains(t, text, row)
+	}
+}
