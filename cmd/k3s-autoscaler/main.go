@@ -1,0 +1,57 @@
+// K3s-autoscaler adds and removes worker nodes of k3s clusters.
+package main
+
+import (
+	"context"
+	"errors"
+	"os"
+	"os/signal"
+	"syscall"
+
+	"github.com/k3s-autoscaler/k3s-autoscaler/internal/app"
+	"github.com/k3s-autoscaler/k3s-autoscaler/internal/app/demo"
+	"github.com/k3s-autoscaler/k3s-autoscaler/internal/cli"
+	"github.com/k3s-autoscaler/k3s-autoscaler/internal/telemetry"
+)
+
+// version is set by the linker.
+var version = "devel"
+
+func main() { os.Exit(execute()) }
+
+func execute() int {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	return cli.Execute(ctx, cli.Options{Version: version, Run: run, Demo: show}, os.Args[1:])
+}
+
+func run(ctx context.Context, o cli.RunOptions) (err error) {
+	t := o.Config.Telemetry
+	log, err := telemetry.NewLogger(o.Stderr, telemetry.LogOptions{Level: t.LogLevel, Format: t.LogFormat})
+	if err != nil {
+		return err
+	}
+	reg, err := telemetry.NewRegistry(o.Version)
+	if err != nil {
+		return err
+	}
+	if o.DryRun && len(o.Roles) == len(cli.Roles) {
+		o.Roles = nil // every role that a dry run may have
+	}
+	a, err := app.New(ctx, app.Options{
+		Config: o.Config, Version: o.Version, Roles: o.Roles, DryRun: o.DryRun, Logger: log, Registry: reg,
+	})
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, a.Close()) }()
+	return a.Run(ctx)
+}
+
+func show(ctx context.Context, o cli.DemoOptions) error {
+	d := demo.Options{Out: o.Stdout, Version: o.Version, Serve: o.Serve, Listen: o.Listen, Speed: o.Speed}
+	if o.Verbose {
+		d.Log = o.Stderr
+	}
+	return demo.Run(ctx, d)
+}

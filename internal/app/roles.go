@@ -1,0 +1,237 @@
+package app
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/k3s-autoscaler/k3s-autoscaler/bus"
+	"github.com/k3s-autoscaler/k3s-autoscaler/events"
+	"github.com/k3s-autoscaler/k3s-autoscaler/handlers/auditing"
+	"github.com/k3s-autoscaler/k3s-autoscaler/handlers/decision"
+	"github.com/k3s-autoscaler/k3s-autoscaler/handlers/draining"
+	"github.com/k3s-autoscaler/k3s-autoscaler/handlers/provisioning"
+	"github.com/k3s-autoscaler/k3s-autoscaler/internal/audit"
+	"github.com/k3s-autoscaler/k3s-autoscaler/internal/audit/sqlite"
+	"github.com/k3s-autoscaler/k3s-autoscaler/internal/collector"
+	"github.com/k3s-autoscaler/k3s-autoscaler/internal/config"
+	"github.com/k3s-autoscaler/k3s-autoscaler/internal/kube"
+)
+
+// openStore opens the audit store, once: auditing writes it, the gateway reads.
+func (a *App) openStore(ctx context.Context) error {
+	if a.store != nil {
+		return nil
+	}
+	store, err := sqlite.Open(ctx, sqlite.Options{Path: a.opts.Config.Audit.SQLite.Path, Registerer: a.opts.Registry, Clock: a.opts.Clock})
+	if err != nil {
+		return err
+	}
+	a.store = store
+	a.ready = append(a.ready, check{"audit", func(ctx context.Context) error {
+		_, _, err := store.High(ctx)
+		return err
+	}})
+	return nil
+}
+
+func (a *App) addAuditing(ctx context.Context) error {
+	if err := a.openStore(ctx); err != nil {
+		return err
+	}
+	if err := a.checkLog(ctx); err != nil {
+		return err
+	}
+	h, err := auditing.New(auditing.Options{Store: auditStore{a.store}, Log: a.bus, Clock: a.opts.Clock, Logger: a.opts.Logger, Registerer: a.opts.Registry})
+	if err != nil {
+		return err
+	}
+	a.last = append(a.last, role{RoleAuditing, func(ctx context.Context) error { return a.bus.RunBatch(ctx, h) }})
+	return nil
+}
+
+// checkLog compares the log with the high-water mark outside of it: a stream
+// that is shorter than what was recorded from it has lost acknowledged events,
+// and carrying on in silence would hide that.
+func (a *App) checkLog(ctx context.Context) error {
+	incarnation, high, err := a.store.High(ctx)
+	if err != nil {
+		return fmt.Errorf("read the high-water mark of the audit store: %w", err)
+	}
+	last, err := a.bus.LastSequence(ctx)
+	if err != nil {
+		return fmt.Errorf("read the end of the log: %w", err)
+	}
+	switch {
+	case incarnation == "":
+		return nil
+	case incarnation != a.bus.Incarnation():
+		return fmt.Errorf("the log is another one (%s) than the audit store recorded (%s, up to sequence %d): "+
+			"the bus's data was lost or replaced; restore it, or move the audit store's file away to begin anew", a.bus.Incarnation(), incarnation, high)
+	case last < high:
+		return fmt.Errorf("the log ends at sequence %d, but %d events of it were recorded: acknowledged events were lost; "+
+			"restore the bus's data, or move both aside to begin anew", last, high)
+	}
+	return nil
+}
+
+func (a *App) addDecision(ctx context.Context) error {
+	h, err := decision.New(ctx, decision.Options{
+		Bus: a.bus, Version: a.opts.Version, Clock: a.opts.Clock, Logger: a.opts.Logger, Registerer: a.opts.Registry,
+	})
+	if err != nil {
+		return err
+	}
+	a.handle(RoleDecision, h, nil)
+	return nil
+}
+
+func (a *App) addProvisioning(ctx context.Context) error {
+	clusters := map[string]provisioning.Cluster{}
+	for _, c := range a.opts.Config.Clusters {
+		actor, err := a.actor(c)
+		if err != nil {
+			return err
+		}
+		pc := provisioning.Cluster{Nodes: nodeObjects{actor: actor, cluster: c.Name}, Pools: map[string]provisioning.Machines{}}
+		for _, p := range c.Pools {
+			provider, err := a.opts.World.Provider(c, p)
+			if err != nil {
+				return err
+			}
+			pc.Pools[p.Name] = machines{provider: provider, serverVersion: actor.ServerVersion}
+		}
+		clusters[c.Name] = pc
+	}
+	h, err := provisioning.New(ctx, provisioning.Options{
+		Bus: a.bus, Clusters: func() map[string]provisioning.Cluster { return clusters },
+		Clock: a.opts.Clock, Logger: a.opts.Logger, Registerer: a.opts.Registry, OnStep: crashHook(),
+	})
+	if err != nil {
+		return err
+	}
+	a.handle(RoleProvisioning, h, h.Run)
+	return nil
+}
+
+func (a *App) addDraining(ctx context.Context) error {
+	clusters := map[string]draining.Cluster{}
+	for _, c := range a.opts.Config.Clusters {
+		actor, err := a.actor(c)
+		if err != nil {
+			return err
+		}
+		clusters[c.Name] = drainCluster{actor}
+	}
+	h, err := draining.New(ctx, draining.Options{
+		Bus: a.bus, Clusters: func() map[string]draining.Cluster { return clusters },
+		Clock: a.opts.Clock, Logger: a.opts.Logger, Registerer: a.opts.Registry, OnStep: crashHook(),
+	})
+	if err != nil {
+		return err
+	}
+	a.handle(RoleDraining, h, h.Run)
+	return nil
+}
+
+func (a *App) actor(c config.Cluster) (*kube.Actor, error) {
+	client, err := a.opts.World.Actor(c)
+	if err != nil {
+		return nil, err
+	}
+	return kube.NewActor(client, kube.Options{Registerer: a.opts.Registry})
+}
+
+// handle adds a handler with its work outside of messages, if it has any.
+func (a *App) handle(name string, h bus.Handler, work func(context.Context) error) {
+	a.first = append(a.first, role{name, func(ctx context.Context) error {
+		g, ctx := errgroup.WithContext(ctx)
+		g.Go(func() error { return a.bus.Run(ctx, h) })
+		if work != nil {
+			g.Go(func() error { return work(ctx) })
+		}
+		return g.Wait()
+	}})
+}
+
+func (a *App) addCollectors(ctx context.Context) error {
+	for _, c := range a.opts.Config.Clusters {
+		client, metrics, err := a.opts.World.Reader(c)
+		if err != nil {
+			return err
+		}
+		records, err := openRecords(ctx, a.bus, c.Name)
+		if err != nil {
+			return err
+		}
+		epoch, err := a.nextEpoch(ctx, c.Name)
+		if err != nil {
+			return err
+		}
+		cc := a.opts.Config.Collector
+		col, err := collector.New(collector.Options{
+			Cluster: c.Name, Client: client, Metrics: metrics, Records: records, Publisher: a.bus, Epoch: epoch,
+			FullEvery: cc.FullEvery.Std(), ChangedEvery: cc.ChangedEvery.Std(), BatchWindow: cc.BatchWindow.Std(), MetricsEvery: cc.MetricsInterval.Std(),
+			Clock: a.opts.Clock, Logger: a.opts.Logger, Registerer: a.opts.Registry,
+		})
+		if err != nil {
+			return err
+		}
+		a.first = append(a.first, role{RoleCollector + " of cluster " + c.Name, col.Run})
+		a.ready = append(a.ready, check{"cluster " + c.Name, func(context.Context) error { return col.Ready() }})
+	}
+	return nil
+}
+
+// epochs is the state of the collector role: how often it was started.
+type epochs struct {
+	Epoch int64 `json:"epoch"`
+}
+
+// nextEpoch raises the collector's epoch: whoever started later has the higher
+// one, without comparing clocks.
+func (a *App) nextEpoch(ctx context.Context, cluster string) (int64, error) {
+	st, err := bus.OpenState(ctx, a.bus, bus.StateOptions[epochs]{Handler: RoleCollector})
+	if err != nil {
+		return 0, fmt.Errorf("open the collector's state: %w", err)
+	}
+	var epoch int64
+	key := bus.Key{Cluster: cluster, Name: events.ClusterKey}
+	// The operation emits nothing, so that its name need not be unique.
+	if err := st.Amend(ctx, key, "epoch", func(t *bus.Turn[epochs]) error {
+		t.State.Epoch++
+		epoch = t.State.Epoch
+		return nil
+	}); err != nil {
+		return 0, fmt.Errorf("raise the collector's epoch: %w", err)
+	}
+	return epoch, nil
+}
+
+// auditStore makes the audit store the port of auditing.
+type auditStore struct{ store audit.Store }
+
+func (s auditStore) Append(ctx context.Context, batch []auditing.Record) error {
+	out := make([]audit.Record, len(batch))
+	for i, r := range batch {
+		out[i] = audit.Record{
+			Incarnation: r.Incarnation, Sequence: r.Sequence, StreamTime: r.StreamTime, ID: r.ID, Source: r.Source, Type: r.Type,
+			Cluster: r.Cluster, Key: r.Key, Pool: r.Details.Pool, CorrelationID: r.CorrelationID, CausationID: r.CausationID,
+			Actor: r.Details.Actor, Reason: r.Details.Reason, Message: r.Details.Message, Event: r.Event,
+		}
+	}
+	err := s.store.Append(ctx, out)
+	var gap *audit.GapError
+	if errors.As(err, &gap) {
+		return errors.Join(err, &auditing.GapError{Last: gap.Last, Next: gap.Next})
+	}
+	return err
+}
+
+func (s auditStore) Skip(ctx context.Context, g auditing.Gap) error {
+	return s.store.Skip(ctx, audit.Gap{Incarnation: g.Incarnation, From: g.From, To: g.To, At: g.At})
+}
+
+func (s auditStore) High(ctx context.Context) (string, uint64, error) { return s.store.High(ctx) }

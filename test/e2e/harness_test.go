@@ -1,0 +1,409 @@
+//go:build e2e
+
+package e2e
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/docker/docker/api/types/container"
+	"github.com/docker/docker/api/types/filters"
+	docker "github.com/docker/docker/client"
+	"github.com/stretchr/testify/require"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/tools/clientcmd"
+
+	"github.com/k3s-autoscaler/k3s-autoscaler/events"
+	"github.com/k3s-autoscaler/k3s-autoscaler/test/env"
+)
+
+// The world that every test shares; each has a cluster name, pools and a
+// namespace of its own.
+var (
+	world   *env.Env
+	admin   kubernetes.Interface
+	engine  *docker.Client
+	binary  string // built with the tag crashtest
+	workDir string
+)
+
+func TestMain(m *testing.M) { os.Exit(run(m)) }
+
+func run(m *testing.M) int {
+	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Minute)
+	defer cancel()
+	fail := func(what string, err error) int {
+		fmt.Fprintf(os.Stderr, "e2e: %s: %v\n", what, err)
+		return 1
+	}
+	var err error
+	if world, err = env.Start(ctx, env.Options{}); err != nil {
+		return fail("start the environment", err)
+	}
+	defer func() {
+		if err := world.Release(context.Background()); err != nil {
+			fmt.Fprintf(os.Stderr, "e2e: end the environment: %v\n", err)
+		}
+	}()
+	rc, err := clientcmd.BuildConfigFromFlags("", world.AdminKubeconfig)
+	if err != nil {
+		return fail("admin kubeconfig", err)
+	}
+	rc.QPS, rc.Burst = 200, 400
+	if admin, err = kubernetes.NewForConfig(rc); err != nil {
+		return fail("admin client", err)
+	}
+	if engine, err = docker.NewClientWithOpts(docker.WithHost(world.DockerHost), docker.WithAPIVersionNegotiation()); err != nil {
+		return fail("Docker client", err)
+	}
+	if workDir, err = os.MkdirTemp("", "k3s-autoscaler-e2e-"); err != nil {
+		return fail("work folder", err)
+	}
+	defer os.RemoveAll(workDir)
+	binary = filepath.Join(workDir, "k3s-autoscaler")
+	build := exec.CommandContext(ctx, "go", "build", "-tags", "crashtest", "-o", binary, "../../cmd/k3s-autoscaler")
+	build.Stdout, build.Stderr = os.Stderr, os.Stderr
+	if err := build.Run(); err != nil {
+		return fail("build the product", err)
+	}
+	return m.Run()
+}
+
+// product is one autoscaler of one test: configuration, data, and the process
+// that may be killed and started again.
+type product struct {
+	t       *testing.T
+	cluster string
+	dir     string
+	config  string
+	url     string
+	token   string // file
+	cmd     *exec.Cmd
+	exited  chan struct{}
+	log     *os.File
+}
+
+// pool is what a test wants of its pool; zero values are the harness's.
+type pool struct {
+	Name       string
+	Min, Max   int
+	CPU        string // default 500m
+	Memory     string // default 512Mi
+	Image      string // default auto
+	Extra      string // more YAML of the pool, indented by 8
+	Docker     string // more YAML of docker:, indented by 10
+	Policy     string // more YAML of policy:, indented by 2
+	TokenFile  string // default the right one
+	Unneeded   string // default 2s
+	DrainLimit string // default 60s
+	Register   string // default 60s
+}
+
+// newProduct writes the configuration of a cluster with one pool. Its nodes
+// carry the label pool=<cluster> and a taint, so that tests don't see each
+// other's nodes.
+func newProduct(t *testing.T, cluster string, p pool) *product {
+	t.Helper()
+	pr := &product{t: t, cluster: cluster, dir: t.TempDir(), url: "http://" + freeAddress(t)}
+	pr.config, pr.token = filepath.Join(pr.dir, "config.yaml"), filepath.Join(pr.dir, "api.token")
+	pr.mustCLI("key", "new", "--file", pr.token)
+	pr.writeConfig(p)
+	t.Cleanup(func() {
+		pr.stop()
+		removeAll(t, cluster)
+		if t.Failed() {
+			b, _ := os.ReadFile(filepath.Join(pr.dir, "run.log"))
+			t.Logf("log of the product:\n%s", lastLines(b, 120))
+		}
+	})
+	return pr
+}
+
+func (p *product) writeConfig(pl pool) {
+	p.t.Helper()
+	def := func(v *string, d string) {
+		if *v == "" {
+			*v = d
+		}
+	}
+	def(&pl.Name, "burst")
+	def(&pl.CPU, "500m")
+	def(&pl.Memory, "512Mi")
+	def(&pl.Image, "auto")
+	def(&pl.TokenFile, world.JoinTokenFile)
+	def(&pl.Unneeded, "2s")
+	def(&pl.DrainLimit, "60s")
+	def(&pl.Register, "60s")
+	text := fmt.Sprintf(`clusters:
+  - name: %[1]s
+    kubeconfig: %[2]s
+    actor_kubeconfig: %[3]s
+    server_url: %[4]s
+    token_file: %[5]s
+    pools:
+      - name: %[6]s
+        provider: docker
+        min: %[7]d
+        max: %[8]d
+        cpu: %[9]s
+        memory: %[10]s
+        labels: {pool: %[1]s}
+        taints: ["pool=%[1]s:NoSchedule"]
+        register_deadline: %[16]s
+        backoff: {initial: 3s, max: 10s}
+        drain: {deadline: %[15]s}
+        scale_up: {cooldown: 5s}
+        scale_down: {unneeded: %[14]s, delay_after_add: 2s, delay_after_failure: 2s, cooldown: 1s, stabilization: 2s, min_lifetime: 1s}
+        docker:
+          host: %[11]s
+          network: %[12]s
+          image: %[13]s
+%[17]s%[18]spolicy:
+  startup_grace: 1s
+%[19]sbus:
+  embedded: {dir: data/bus}
+audit:
+  sqlite: {path: data/audit.db}
+api:
+  listen: %[20]s
+  token_files: [api.token]
+telemetry: {log_level: debug, log_format: text}
+`, p.cluster, world.ReaderKubeconfig, world.ActorKubeconfig, world.APIServerURLForNodes, pl.TokenFile,
+		pl.Name, pl.Min, pl.Max, pl.CPU, pl.Memory, world.DockerHost, world.Network, pl.Image,
+		pl.Unneeded, pl.DrainLimit, pl.Register, pl.Docker, pl.Extra, pl.Policy, strings.TrimPrefix(p.url, "http://"))
+	require.NoError(p.t, os.WriteFile(p.config, []byte(text), 0o600))
+}
+
+// start runs the product until it is ready.
+func (p *product) start(args ...string) {
+	p.t.Helper()
+	p.startEnv(nil, args...)
+	p.ready()
+}
+
+func (p *product) startEnv(environ []string, args ...string) {
+	p.t.Helper()
+	log, err := os.OpenFile(filepath.Join(p.dir, "run.log"), os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o600)
+	require.NoError(p.t, err)
+	p.log = log
+	p.cmd = exec.Command(binary, append([]string{"run", "--config", p.config}, args...)...)
+	p.cmd.Env = append(os.Environ(), environ...)
+	p.cmd.Stdout, p.cmd.Stderr = log, log
+	p.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	require.NoError(p.t, p.cmd.Start())
+	p.exited = make(chan struct{})
+	cmd, exited := p.cmd, p.exited
+	go func() { _ = cmd.Wait(); close(exited) }()
+}
+
+func (p *product) ready() {
+	p.t.Helper()
+	eventually(p.t, 60*time.Second, "the product is ready", func() error {
+		select {
+		case <-p.exited:
+			b, _ := os.ReadFile(p.log.Name())
+			p.t.Fatalf("the product ended at once: %s\n%s", p.cmd.ProcessState, lastLines(b, 40))
+		default:
+		}
+		resp, err := http.Get(p.url + "/readyz")
+		if err != nil {
+			return err
+		}
+		defer resp.Body.Close()
+		b, _ := io.ReadAll(resp.Body)
+		if resp.StatusCode != http.StatusOK {
+			return fmt.Errorf("%s: %s", resp.Status, b)
+		}
+		return nil
+	})
+}
+
+// stop ends the process as an operator would, and kills it if that fails.
+func (p *product) stop() {
+	if p.cmd == nil {
+		return
+	}
+	_ = p.cmd.Process.Signal(syscall.SIGTERM)
+	select {
+	case <-p.exited:
+	case <-time.After(30 * time.Second):
+		p.t.Errorf("the product did not end within 30 s of SIGTERM")
+		_ = p.cmd.Process.Kill()
+		<-p.exited
+	}
+	p.cmd = nil
+	p.log.Close()
+}
+
+// kill ends the process by SIGKILL.
+func (p *product) kill() {
+	p.t.Helper()
+	require.NoError(p.t, p.cmd.Process.Kill())
+	<-p.exited
+	p.cmd = nil
+	p.log.Close()
+}
+
+// cli runs the product's own command line against it.
+func (p *product) cli(args ...string) (stdout, stderr string, err error) {
+	cmd := exec.Command(binary, args...)
+	cmd.Env = append(os.Environ(), "K3S_AUTOSCALER_SERVER="+p.url, "K3S_AUTOSCALER_TOKEN_FILE="+p.token, "HOME="+p.dir)
+	cmd.Dir = p.dir
+	var out, errOut bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &errOut
+	err = cmd.Run()
+	return out.String(), errOut.String(), err
+}
+
+func (p *product) mustCLI(args ...string) string {
+	p.t.Helper()
+	out, errOut, err := p.cli(args...)
+	require.NoError(p.t, err, "k3s-autoscaler %s: %s%s", strings.Join(args, " "), out, errOut)
+	return out
+}
+
+// post sends a body to the webhook.
+func (p *product) post(body []byte) *http.Response {
+	p.t.Helper()
+	req, err := http.NewRequest(http.MethodPost, p.url+"/v1/alerts", bytes.NewReader(body))
+	require.NoError(p.t, err)
+	token, err := os.ReadFile(p.token)
+	require.NoError(p.t, err)
+	req.Header.Set("Authorization", "Bearer "+strings.TrimSpace(string(token)))
+	req.Header.Set("Content-Type", "application/json")
+	resp, err := http.DefaultClient.Do(req)
+	require.NoError(p.t, err)
+	p.t.Cleanup(func() { resp.Body.Close() })
+	return resp
+}
+
+// history returns the audited events of a type, oldest first; empty: all.
+func (p *product) history(eventType string) []events.Event {
+	p.t.Helper()
+	list, err := p.audited(eventType)
+	require.NoError(p.t, err)
+	return list
+}
+
+func (p *product) audited(eventType string) ([]events.Event, error) {
+	args := []string{"events", "list", "-o", "json", "--limit", "10000"}
+	if eventType != "" {
+		args = append(args, "--type", eventType)
+	}
+	out, errOut, err := p.cli(args...)
+	if err != nil {
+		return nil, fmt.Errorf("%w: %s", err, errOut)
+	}
+	var list []events.Event
+	if err := json.Unmarshal([]byte(out), &list); err != nil {
+		return nil, fmt.Errorf("%w: %s", err, out)
+	}
+	return list, nil
+}
+
+// payloads decodes the audited events of a type.
+func payloads[T events.Payload](t *testing.T, p *product) []T {
+	t.Helper()
+	var zero T
+	var out []T
+	for _, e := range p.history(zero.EventType()) {
+		v, err := events.Decode[T](e)
+		require.NoError(t, err)
+		out = append(out, v)
+	}
+	return out
+}
+
+// containers lists the containers of a cluster, running or not.
+func containers(t *testing.T, cluster string) []container.Summary {
+	t.Helper()
+	list, err := engine.ContainerList(context.Background(), container.ListOptions{
+		All: true, Filters: filters.NewArgs(filters.Arg("label", events.LabelCluster+"="+cluster))})
+	require.NoError(t, err)
+	return list
+}
+
+// ourNodes lists the Node objects of a cluster's claims and how many are Ready.
+func ourNodes(t *testing.T, cluster string) (names []string, ready int) {
+	t.Helper()
+	list, err := admin.CoreV1().Nodes().List(context.Background(), metav1.ListOptions{LabelSelector: events.LabelCluster + "=" + cluster})
+	require.NoError(t, err)
+	for _, n := range list.Items {
+		names = append(names, n.Name)
+		for _, c := range n.Status.Conditions {
+			if c.Type == "Ready" && c.Status == "True" {
+				ready++
+			}
+		}
+	}
+	return names, ready
+}
+
+// removeAll forgets what a test left in the shared world.
+func removeAll(t *testing.T, cluster string) {
+	t.Helper()
+	ctx := context.Background()
+	for _, c := range containers(t, cluster) {
+		_ = engine.ContainerRemove(ctx, c.ID, container.RemoveOptions{Force: true, RemoveVolumes: true})
+	}
+	names, _ := ourNodes(t, cluster)
+	for _, n := range names {
+		_ = admin.CoreV1().Nodes().Delete(ctx, n, metav1.DeleteOptions{})
+		_ = admin.CoreV1().Secrets("kube-system").Delete(ctx, n+".node-password.k3s", metav1.DeleteOptions{})
+	}
+}
+
+// eventually repeats check until it succeeds or the time is up.
+func eventually(t *testing.T, limit time.Duration, what string, check func() error) {
+	t.Helper()
+	deadline := time.Now().Add(limit)
+	for {
+		err := check()
+		if err == nil {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("%s: not within %s: %v", what, limit, err)
+		}
+		time.Sleep(100 * time.Millisecond)
+	}
+}
+
+// never fails if check succeeds within the time.
+func never(t *testing.T, during time.Duration, what string, check func() bool) {
+	t.Helper()
+	for deadline := time.Now().Add(during); time.Now().Before(deadline); time.Sleep(200 * time.Millisecond) {
+		if check() {
+			t.Fatalf("%s happened", what)
+		}
+	}
+}
+
+func freeAddress(t *testing.T) string {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	require.NoError(t, err)
+	defer l.Close()
+	return l.Addr().String()
+}
+
+func lastLines(b []byte, n int) string {
+	lines := strings.Split(strings.TrimRight(string(b), "\n"), "\n")
+	if len(lines) > n {
+		lines = lines[len(lines)-n:]
+	}
+	return strings.Join(lines, "\n")
+}
