@@ -25,9 +25,21 @@ var floors = []struct {
 	{"handlers", 80}, {"bus", 80}, {"internal/scaling", 80},
 }
 
-// removing lists the functions that lead to the removal of a node, by file:
-// every statement of theirs is covered.
-var removing = []struct{ file, functions string }{}
+// removing lists the functions that lead to the removal of a node, by file and
+// by a pattern of their names: every statement of theirs is covered.
+var removing = []struct{ file, functions string }{
+	{"internal/scaling/down.go", `scaleDown|downRequest|take|downAlerts|unneeded|shrink|shrinkGuard|needed`},
+	{"internal/scaling/removable.go", `candidates|blockers|podBlockers|rehome|home|allowed`},
+	{"internal/scaling/requests.go", `nodeRequest|belowMin|remove`},
+	{"internal/scaling/guards.go", `downGuard|notForRemoval|tooOld|tooYoung`},
+	{"handlers/draining/evict.go", `[a-zA-Z]+`},
+	{"handlers/draining/work.go", `cordon|settle|gone|abort|notOurs|retry|beginEvicting`},
+	{"handlers/draining/handle.go", `requested`},
+	{"handlers/provisioning/remove.go", `[a-zA-Z]+`},
+	{"handlers/provisioning/verify.go", `[a-zA-Z]+`},
+	{"handlers/provisioning/handle.go", `drained`},
+	{"internal/kube/actor.go", `DeleteNode|DeleteNodePassword`},
+}
 
 type block struct{ stmts, count int }
 
