@@ -1,5 +1,6 @@
 // Docgen writes the references that are generated from the code: the JSON
-// Schemas of the events, an AsyncAPI document and a table of the catalogue.
+// Schemas of the events, an AsyncAPI document, a table of the catalogue, the
+// keys and the schema of the configuration, and the commands.
 package main
 
 import (
@@ -16,6 +17,8 @@ import (
 	"github.com/invopop/jsonschema"
 
 	"github.com/k3s-autoscaler/k3s-autoscaler/events"
+	"github.com/k3s-autoscaler/k3s-autoscaler/internal/cli"
+	"github.com/k3s-autoscaler/k3s-autoscaler/internal/config"
 )
 
 func main() {
@@ -48,7 +51,18 @@ func run(out string) error {
 	if err := os.WriteFile(filepath.Join(out, "asyncapi.yaml"), append([]byte(head), b...), 0o644); err != nil {
 		return err
 	}
-	return os.WriteFile(filepath.Join(out, "events.md"), []byte(catalogueTable()), 0o644)
+	configSchema, err := config.Schema()
+	if err != nil {
+		return fmt.Errorf("configuration schema: %w", err)
+	}
+	for name, text := range map[string]string{
+		"events.md": catalogueTable(), "config.md": config.Reference(), "config.schema.json": string(configSchema), "cli.md": cli.Reference(),
+	} {
+		if err := os.WriteFile(filepath.Join(out, name), []byte(text), 0o644); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func schema(d events.Definition) *jsonschema.Schema {
