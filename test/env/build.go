@@ -128,7 +128,7 @@ func (s buildSet) build(ctx context.Context, opts Options, toolchain string) (st
 	if err != nil {
 		return "", err
 	}
-	defer os.RemoveAll(temporary)
+	defer func() { _ = os.RemoveAll(temporary) }()
 	for _, p := range s.programs {
 		if err := goBuild(ctx, moduleDir, filepath.Join(temporary, p.name), p.pkg, s.ldflags); err != nil {
 			return "", fmt.Errorf("%s: %w", p.name, err)

@@ -1,10 +1,13 @@
 package env
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -50,6 +53,9 @@ func down(ctx context.Context, opts Options) error {
 	// Children of the engine, and what a crash kept from being recorded.
 	errs = append(errs, endAll(p.marked()))
 	errs = append(errs, unmountBelow(opts.StateDir))
+	if e != nil && e.PrivateEngine {
+		errs = append(errs, deleteBridge(ctx, bridgeName(e.ID)))
+	}
 	if e != nil && e.MadePluginDir {
 		removePluginDir()
 	}
@@ -72,6 +78,17 @@ func (e *Env) cleanEngine(ctx context.Context) error {
 		return fmt.Errorf("the Docker engine at %s, which holds containers of the environment, does not answer: %w", e.DockerHost, err)
 	}
 	return engine.clean(ctx, e.Network, e.ID)
+}
+
+// deleteBridge removes the network interface that an engine that was killed left.
+func deleteBridge(ctx context.Context, name string) error {
+	if _, err := net.InterfaceByName(name); err != nil {
+		return nil
+	}
+	if out, err := exec.CommandContext(ctx, "ip", "link", "delete", name).CombinedOutput(); err != nil {
+		return fmt.Errorf("delete the bridge %s: %w: %s", name, err, bytes.TrimSpace(out))
+	}
+	return nil
 }
 
 // removePluginDir removes the one folder that an engine makes outside the state

@@ -15,6 +15,7 @@ import (
 	"sync"
 	"time"
 
+	cerrdefs "github.com/containerd/errdefs"
 	"github.com/docker/docker/api/types/container"
 	"github.com/docker/docker/api/types/filters"
 	"github.com/docker/docker/api/types/network"
@@ -82,7 +83,7 @@ func startEngine(ctx context.Context, p processes, binaries Binaries, reachable 
 		return nil, errors.New("a Docker engine can be started only by root: run as root, or start Docker and set DOCKER_HOST")
 	}
 	if err := ensurePackages(ctx, log, map[string]string{
-		"dockerd": "docker.io", "runc": "runc", "iptables": "iptables", "docker-init": "tini",
+		"dockerd": "docker.io", "runc": "runc", "iptables": "iptables", "docker-init": "tini", "ip": "iproute2",
 	}); err != nil {
 		return nil, fmt.Errorf("get a Docker engine: %w", err)
 	}
@@ -238,7 +239,7 @@ func (e *engine) createNetwork(ctx context.Context, name, id string) (gateway ne
 		_, lastErr = e.client.NetworkCreate(ctx, name, network.CreateOptions{
 			Driver:  "bridge",
 			Labels:  map[string]string{label: id},
-			Options: map[string]string{"com.docker.network.bridge.name": "k3sas-" + id},
+			Options: map[string]string{"com.docker.network.bridge.name": bridgeName(id)},
 			IPAM:    &network.IPAM{Config: []network.IPAMConfig{{Subnet: subnet.String(), Gateway: gateway.String()}}},
 		})
 		if lastErr == nil {
@@ -250,6 +251,9 @@ func (e *engine) createNetwork(ctx context.Context, name, id string) (gateway ne
 	}
 	return gateway, subnet, fmt.Errorf("create network %s: %w", name, lastErr)
 }
+
+// bridgeName is at most 15 bytes long, as the kernel demands.
+func bridgeName(id string) string { return "k3sas-" + id }
 
 // clean removes what the environment and its tests left in the engine: the
 // containers on its network or with its label, with their volumes, then the
@@ -272,7 +276,7 @@ func (e *engine) removeNetworks(ctx context.Context, id string) error {
 	}
 	var errs []error
 	for _, n := range networks {
-		if err := e.client.NetworkRemove(ctx, n.ID); err != nil && !client.IsErrNotFound(err) {
+		if err := e.client.NetworkRemove(ctx, n.ID); err != nil && !cerrdefs.IsNotFound(err) {
 			errs = append(errs, fmt.Errorf("remove network %s: %w", n.Name, err))
 		}
 	}
@@ -312,7 +316,7 @@ func (e *engine) removeWhere(ctx context.Context, filter filters.Args, keep stri
 			slots <- struct{}{}
 			defer func() { <-slots }()
 			err := e.client.ContainerRemove(ctx, c.ID, container.RemoveOptions{Force: true, RemoveVolumes: true})
-			if err != nil && !client.IsErrNotFound(err) && !strings.Contains(err.Error(), "is already in progress") {
+			if err != nil && !cerrdefs.IsNotFound(err) && !strings.Contains(err.Error(), "is already in progress") {
 				errs[i] = fmt.Errorf("remove container %s: %w", strings.Join(c.Names, " "), err)
 			}
 		})

@@ -52,8 +52,8 @@ type Env struct {
 
 	// Image is rancher/k3s at ServerVersion, stand-in or real; the stand-in has
 	// another name on an engine that has an image of that name. The others are
-	// variants that exist of the stand-in only (empty on a real k3s): the agent
-	// exits at once with code 1, joins only after SlowDelay, never joins.
+	// variants whose agent exits at once with code 1, joins only after
+	// SlowDelay, or never joins.
 	Image      string `json:"image"`
 	ImageExits string `json:"image_exits"`
 	ImageSlow  string `json:"image_slow"`
@@ -285,8 +285,13 @@ func (e *Env) loadImages(ctx context.Context, engine *engine, binaries Binaries)
 		return fmt.Errorf("run a privileged container: %w", err)
 	}
 	done()
-	e.Image, e.ImageExits, e.ImageSlow, e.ImageStuck = image, image+"-exits", image+"-slow", image+"-stuck"
+	e.Image = image
+	e.setVariants(image)
 	return nil
+}
+
+func (e *Env) setVariants(name string) {
+	e.ImageExits, e.ImageSlow, e.ImageStuck = name+"-exits", name+"-slow", name+"-stuck"
 }
 
 // startStandIns runs the control plane built here, behind its two doors.

@@ -9,10 +9,10 @@ import (
 	"os"
 	"strings"
 
+	cerrdefs "github.com/containerd/errdefs"
 	"github.com/docker/docker/api/types/container"
 	"github.com/docker/docker/api/types/filters"
 	"github.com/docker/docker/api/types/image"
-	"github.com/docker/docker/client"
 )
 
 // k3sTag is the tag of rancher/k3s for kubernetesVersion: a tag cannot hold "+".
@@ -29,12 +29,21 @@ const (
 	SlowDelay = "10s"
 )
 
-// variants are the stand-in's images with a fault built in, by the suffix of
-// their tag.
-var variants = map[string]string{
-	"-exits": "STANDIN_FAIL=this image fails on purpose",
-	"-slow":  "STANDIN_START_DELAY=" + SlowDelay,
-	"-stuck": "STANDIN_START_DELAY=24h",
+// variants are images with a fault built in, by the suffix of their tag: what
+// is changed in the stand-in, and what in the true image, which has a shell.
+var variants = map[string]struct{ standIn, real string }{
+	"-exits": {
+		standIn: `ENV STANDIN_FAIL="this image fails on purpose"`,
+		real:    `ENTRYPOINT ["sh", "-c", "echo agent exits at once: this image fails on purpose >&2; exit 1"]`,
+	},
+	"-slow": {
+		standIn: `ENV STANDIN_START_DELAY=` + SlowDelay,
+		real:    `ENTRYPOINT ["sh", "-c", "echo Waiting before joining; sleep ` + SlowDelay + `; exec /bin/k3s \"$@\"", "k3s"]`,
+	},
+	"-stuck": {
+		standIn: `ENV STANDIN_START_DELAY=24h`,
+		real:    `ENTRYPOINT ["sh", "-c", "echo Waiting before joining; sleep 24h"]`,
+	},
 }
 
 // importImages loads the stand-in and its variants, and returns the name of the
@@ -44,7 +53,7 @@ func (e *engine) importImages(ctx context.Context, agent, id string) (string, er
 	name := k3sRepository + ":" + k3sTag()
 	if _, err := e.client.ImageInspect(ctx, name); err == nil {
 		name = ownRepository + id + ":" + k3sTag()
-	} else if !client.IsErrNotFound(err) {
+	} else if !cerrdefs.IsNotFound(err) {
 		return "", fmt.Errorf("look for image %s: %w", name, err)
 	}
 	reader, writer := io.Pipe()
@@ -66,23 +75,31 @@ func (e *engine) importImages(ctx context.Context, agent, id string) (string, er
 	if _, err := io.Copy(io.Discard, progress); err != nil {
 		return "", fmt.Errorf("import image %s: %w", name, err)
 	}
-	created, err := e.client.ContainerCreate(ctx, &container.Config{Image: name}, &container.HostConfig{NetworkMode: "none"}, nil, nil, "")
+	return name, e.deriveVariants(ctx, name, name, id, false)
+}
+
+// deriveVariants makes the variants of an image, as name with their suffix.
+func (e *engine) deriveVariants(ctx context.Context, base, name, id string, real bool) error {
+	created, err := e.client.ContainerCreate(ctx, &container.Config{Image: base}, &container.HostConfig{NetworkMode: "none"}, nil, nil, "")
 	if err != nil {
-		return "", fmt.Errorf("derive from image %s: %w", name, err)
+		return fmt.Errorf("derive from image %s: %w", base, err)
 	}
 	defer func() {
 		_ = e.client.ContainerRemove(context.WithoutCancel(ctx), created.ID, container.RemoveOptions{RemoveVolumes: true})
 	}()
-	for suffix, variable := range variants {
-		key, value, _ := strings.Cut(variable, "=")
+	for suffix, variant := range variants {
+		change := variant.standIn
+		if real {
+			change = variant.real
+		}
 		if _, err := e.client.ContainerCommit(ctx, created.ID, container.CommitOptions{
 			Reference: name + suffix,
-			Changes:   []string{fmt.Sprintf("ENV %s=%q", key, value)},
+			Changes:   []string{change, "LABEL " + label + "=" + id},
 		}); err != nil {
-			return "", fmt.Errorf("derive image %s: %w", name+suffix, err)
+			return fmt.Errorf("derive image %s: %w", name+suffix, err)
 		}
 	}
-	return name, nil
+	return nil
 }
 
 // removeImages removes the environment's images. One that others derive from is
@@ -97,7 +114,7 @@ func (e *engine) removeImages(ctx context.Context, id string) error {
 		var errs []error
 		for _, i := range images {
 			_, err := e.client.ImageRemove(ctx, i.ID, image.RemoveOptions{Force: true, PruneChildren: true})
-			if err != nil && !client.IsErrNotFound(err) {
+			if err != nil && !cerrdefs.IsNotFound(err) {
 				left = append(left, i)
 				errs = append(errs, fmt.Errorf("remove image %s: %w", strings.Join(i.RepoTags, " "), err))
 			}

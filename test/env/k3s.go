@@ -27,6 +27,11 @@ func (e *Env) startRealK3s(ctx context.Context, engine *engine) error {
 	if err := engine.pull(ctx, e.Image, e.opts.Log); err != nil {
 		return fmt.Errorf("%w: %s: %w", ErrNotPulled, e.Image, err)
 	}
+	derived := ownRepository + e.ID + ":" + k3sTag()
+	if err := engine.deriveVariants(ctx, e.Image, derived, e.ID, true); err != nil {
+		return err
+	}
+	e.setVariants(derived)
 	done := step(e.opts.Log, "k3s server %s is up", k3sTag())
 	password := randomPassword()
 	yes := true

@@ -388,8 +388,7 @@ func (b *bench) testDown(t *testing.T, opts Options, hadPluginDir bool) {
 	b.waitReady(t, "last", v1.ConditionTrue)
 	_, err := b.StartMonitoring(t.Context(), MonitoringOptions{WebhookURL: "http://127.0.0.1:1"})
 	require.NoError(t, err)
-	bridge := "k3sas-" + b.ID
-	_, err = net.InterfaceByName(bridge)
+	_, err = net.InterfaceByName(bridgeName(b.ID))
 	require.NoError(t, err)
 	p := b.processes()
 	running, err := p.list()
@@ -400,19 +399,7 @@ func (b *bench) testDown(t *testing.T, opts Options, hadPluginDir bool) {
 	require.NoError(t, b.Release(t.Context()), "the last user")
 	t.Logf("down in %.1f s", time.Since(started).Seconds())
 
-	for _, one := range running {
-		require.False(t, one.alive(), one.Name)
-	}
-	require.Empty(t, p.marked(), "no child either")
-	require.NoDirExists(t, opts.StateDir)
-	mounts, err := os.ReadFile("/proc/self/mounts")
-	require.NoError(t, err)
-	require.NotContains(t, string(mounts), opts.StateDir)
-	interfaces, err := net.Interfaces()
-	require.NoError(t, err)
-	for _, i := range interfaces {
-		require.NotEqual(t, bridge, i.Name)
-	}
+	requireNothingLeft(t, b.Env, running)
 	if b.PrivateEngine {
 		require.Equal(t, hadPluginDir, isDir(pluginDir))
 	} else {
@@ -427,4 +414,50 @@ func (b *bench) testDown(t *testing.T, opts Options, hadPluginDir bool) {
 	}
 	_, err = Attach(t.Context(), opts)
 	require.Error(t, err)
+}
+
+// requireNothingLeft looks for processes, files, mounts and interfaces.
+func requireNothingLeft(t *testing.T, e *Env, running []process) {
+	t.Helper()
+	for _, one := range running {
+		require.False(t, one.alive(), one.Name)
+	}
+	require.Empty(t, e.processes().marked(), "no child either")
+	require.NoDirExists(t, e.StateDir)
+	mounts, err := os.ReadFile("/proc/self/mounts")
+	require.NoError(t, err)
+	require.NotContains(t, string(mounts), e.StateDir)
+	_, err = net.InterfaceByName(bridgeName(e.ID))
+	require.Error(t, err, "the bridge is still there")
+}
+
+func TestAnEngineThatWasKilledLeavesNothingEither(t *testing.T) {
+	opts := Options{StateDir: filepath.Join(os.TempDir(), fmt.Sprintf("k3sas-crash-%d", os.Getpid())), Log: logWriter{t}}
+	t.Cleanup(func() { require.NoError(t, Stop(context.WithoutCancel(t.Context()), opts)) })
+	e, err := Start(t.Context(), opts)
+	require.NoError(t, err)
+	if !e.PrivateEngine {
+		t.Logf("the engine at %s is not ours to kill; only an ordinary end was tested", e.DockerHost)
+		require.NoError(t, e.Stop(t.Context()))
+		return
+	}
+	b := &bench{Env: e}
+	b.client, err = e.adminClient()
+	require.NoError(t, err)
+	b.docker, err = client.NewClientWithOpts(client.WithHost(e.DockerHost), client.WithAPIVersionNegotiation())
+	require.NoError(t, err)
+	defer b.docker.Close()
+	b.agent(t, "orphan", b.Image, b.JoinTokenFile)
+	b.waitReady(t, "orphan", v1.ConditionTrue)
+	running, err := e.processes().list()
+	require.NoError(t, err)
+	for _, one := range running {
+		if one.Name == "dockerd" {
+			require.NoError(t, one.end(0))
+		}
+	}
+	_, err = Attach(t.Context(), opts)
+	require.ErrorContains(t, err, "dockerd of the environment")
+	require.NoError(t, e.Stop(t.Context()))
+	requireNothingLeft(t, e, running)
 }
