@@ -21,6 +21,9 @@ import (
 // stand-in), etcd, toxiproxy-server, runcshim.
 type Binaries map[string]string
 
+// keepUnused is how long binaries stay in the cache after their last use.
+const keepUnused = 30 * 24 * time.Hour
+
 // program is one binary and the package that it is built from.
 type program struct{ name, pkg string }
 
@@ -107,7 +110,8 @@ func (s buildSet) build(ctx context.Context, opts Options, toolchain string) (st
 	}
 	dir := filepath.Join(opts.CacheDir, s.name+"-"+key)
 	if isDir(dir) {
-		return dir, nil
+		now := time.Now()
+		return dir, os.Chtimes(dir, now, now) // it is in use: see prune
 	}
 	if err := os.MkdirAll(opts.CacheDir, 0o755); err != nil {
 		return "", err
@@ -141,7 +145,26 @@ func (s buildSet) build(ctx context.Context, opts Options, toolchain string) (st
 		return "", err
 	}
 	done()
-	return dir, nil
+	return dir, s.prune(opts.CacheDir)
+}
+
+// prune removes builds of the set, whole or broken off, that nobody has used for
+// keepUnused.
+func (s buildSet) prune(cacheDir string) error {
+	entries, err := os.ReadDir(cacheDir)
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, entry := range entries {
+		own := strings.HasPrefix(entry.Name(), s.name+"-") || strings.HasPrefix(entry.Name(), s.name+".building-")
+		info, err := entry.Info()
+		if err != nil || !own || !entry.IsDir() || time.Since(info.ModTime()) < keepUnused {
+			continue
+		}
+		errs = append(errs, os.RemoveAll(filepath.Join(cacheDir, entry.Name())))
+	}
+	return errors.Join(errs...)
 }
 
 // key is a digest of all that decides what the binaries are.

@@ -98,6 +98,20 @@ func TestABuildIsFoundInTheCacheAndAFailedOneLeavesNothing(t *testing.T) {
 	require.NoError(t, err)
 	require.True(t, os.SameFile(before, after))
 
+	old, kept, foreign := filepath.Join(opts.CacheDir, "runcshim-old"), filepath.Join(opts.CacheDir, "runcshim-kept"), filepath.Join(opts.CacheDir, "tools-old")
+	for _, other := range []string{old, kept, foreign} {
+		require.NoError(t, os.Mkdir(other, 0o700))
+		if other != kept {
+			long := time.Now().Add(-keepUnused - time.Hour)
+			require.NoError(t, os.Chtimes(other, long, long))
+		}
+	}
+	require.NoError(t, set.prune(opts.CacheDir))
+	require.NoDirExists(t, old)
+	require.DirExists(t, kept)
+	require.DirExists(t, foreign, "another set's")
+	require.DirExists(t, dir)
+
 	set.programs = []program{{"nothing", "./missing"}}
 	_, err = set.build(t.Context(), opts, toolchain)
 	require.ErrorContains(t, err, "nothing: go build ./missing")

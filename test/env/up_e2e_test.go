@@ -42,7 +42,7 @@ type bench struct {
 // TestEnvironment runs in steps, each on what the one before left: bringing it
 // up takes seconds, and once is enough.
 func TestEnvironment(t *testing.T) {
-	opts := Options{StateDir: filepath.Join(os.TempDir(), fmt.Sprintf("k3sas-env-%d", os.Getpid())), Log: logWriter{t}}
+	opts := Options{StateDir: filepath.Join(os.TempDir(), "k3s-autoscaler-env-test"), Log: logWriter{t}}
 	t.Cleanup(func() { require.NoError(t, Stop(context.WithoutCancel(t.Context()), opts)) })
 	hadPluginDir := isDir(pluginDir)
 
@@ -432,7 +432,7 @@ func requireNothingLeft(t *testing.T, e *Env, running []process) {
 }
 
 func TestAnEngineThatWasKilledLeavesNothingEither(t *testing.T) {
-	opts := Options{StateDir: filepath.Join(os.TempDir(), fmt.Sprintf("k3sas-crash-%d", os.Getpid())), Log: logWriter{t}}
+	opts := Options{StateDir: filepath.Join(os.TempDir(), "k3s-autoscaler-crash-test"), Log: logWriter{t}}
 	t.Cleanup(func() { require.NoError(t, Stop(context.WithoutCancel(t.Context()), opts)) })
 	e, err := Start(t.Context(), opts)
 	require.NoError(t, err)
