@@ -34,6 +34,9 @@ func (a *app) auditCommand() *cobra.Command {
 			if oldest {
 				q.Set("order", "oldest")
 			}
+			if a.output != formatTable {
+				q.Set("full", "true") // for programs: the events themselves too
+			}
 			records, err := pages[api.AuditRecord](cmd.Context(), cl, "/v1/audit", q, limit)
 			if err != nil {
 				return err

@@ -358,3 +358,23 @@ func TestOneNodeServesAnAlertAndAPodAlike(t *testing.T) {
 	require.Len(t, res.Claims, 2, "the alert's node takes one of the pods")
 	require.Contains(t, only(t, res).Inputs, "alert-Busy")
 }
+
+// The controller that takes a new node's taints away lags behind the kubelet
+// that says Ready: seen on a real API server, where it cost a node too many.
+func TestANodeThatIsReadyCountsBeforeItsNotReadyTaintIsGone(t *testing.T) {
+	t.Parallel()
+	for _, key := range []string{corev1.TaintNodeNotReady, corev1.TaintNodeUnreachable, taintUninitialized} {
+		t.Run(key, func(t *testing.T) {
+			t.Parallel()
+			s := newSetup(t, testPool("p"))
+			s.class("big", 900)
+			s.pods("big", "", 1)
+			res := s.evaluate()
+			require.Len(t, res.Claims, 1)
+			s.ready(res.Claims[0])
+			n := s.nodeOf(res.Claims[0].Node)
+			n.Taints = append(n.Taints, corev1.Taint{Key: key, Effect: corev1.TaintEffectNoSchedule})
+			require.Empty(t, s.evaluate().Claims)
+		})
+	}
+}

@@ -105,7 +105,7 @@ func countPod(c *PodClass) *PodClass {
 }
 
 func (w *world) addReal(n *Node, s State) {
-	sn := &simNode{name: n.Name, node: n, record: w.records[n.Name], labels: n.Labels, taints: n.Taints,
+	sn := &simNode{name: n.Name, node: n, record: w.records[n.Name], labels: n.Labels, taints: lasting(*n),
 		alloc: n.Allocatable.clone(), free: n.Allocatable.clone(), pool: n.Labels[LabelPool]}
 	if sn.record != nil {
 		sn.pool = sn.record.Pool
@@ -120,6 +120,23 @@ func (w *world) addReal(n *Node, s State) {
 		sn.kind = kindReady
 	}
 	w.nodes[n.Name] = sn
+}
+
+// taintUninitialized is on a node until the cloud controller has seen it; the
+// one of k3s does so within a moment.
+const taintUninitialized = "node.cloudprovider.kubernetes.io/uninitialized"
+
+// lasting returns the taints of a node without those that are about to go: the
+// controllers that take them away lag a little behind the kubelet that says
+// Ready. Without this, a new node would for that moment neither be on its way
+// nor take pods, and a second one would be bought for the same need.
+func lasting(n Node) []corev1.Taint {
+	if !n.Ready {
+		return n.Taints
+	}
+	return slices.DeleteFunc(slices.Clone(n.Taints), func(t corev1.Taint) bool {
+		return t.Key == corev1.TaintNodeNotReady || t.Key == corev1.TaintNodeUnreachable || t.Key == taintUninitialized
+	})
 }
 
 // reserveDaemons takes the room of the DaemonSet pods that the node is still

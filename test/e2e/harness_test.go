@@ -299,7 +299,7 @@ func (p *product) history(eventType string) []events.Event {
 }
 
 func (p *product) audited(eventType string) ([]events.Event, error) {
-	args := []string{"events", "list", "-o", "json", "--limit", "10000"}
+	args := []string{"audit", "list", "-o", "json", "--limit", "10000", "--oldest-first"}
 	if eventType != "" {
 		args = append(args, "--type", eventType)
 	}
@@ -307,9 +307,13 @@ func (p *product) audited(eventType string) ([]events.Event, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%w: %s", err, errOut)
 	}
-	var list []events.Event
-	if err := json.Unmarshal([]byte(out), &list); err != nil {
+	var records []struct{ Event events.Event }
+	if err := json.Unmarshal([]byte(out), &records); err != nil {
 		return nil, fmt.Errorf("%w: %s", err, out)
+	}
+	list := make([]events.Event, len(records))
+	for i, r := range records {
+		list[i] = r.Event
 	}
 	return list, nil
 }

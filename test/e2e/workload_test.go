@@ -21,8 +21,10 @@ import (
 func namespace(t *testing.T, name string) string {
 	t.Helper()
 	ctx := context.Background()
-	_, err := admin.CoreV1().Namespaces().Create(ctx, &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: name}}, metav1.CreateOptions{})
+	// A name of its own: the namespace of an earlier run may still be terminating.
+	made, err := admin.CoreV1().Namespaces().Create(ctx, &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{GenerateName: name + "-"}}, metav1.CreateOptions{})
 	require.NoError(t, err)
+	name = made.Name
 	eventually(t, 30*time.Second, "default service account", func() error {
 		_, err := admin.CoreV1().ServiceAccounts(name).Get(ctx, "default", metav1.GetOptions{})
 		return err
