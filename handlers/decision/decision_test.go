@@ -409,3 +409,22 @@ func TestItReadsFromTheBusAndDecides(t *testing.T) {
 	publish(b.full())
 	require.Eventually(t, func() bool { return len(payloads[events.NodeClaimed](b)) == 2 }, 10*time.Second, 20*time.Millisecond)
 }
+
+// What a dry run decided nobody made: a real run must not wait for it.
+func TestARealRunAfterADryRunDecidesAnew(t *testing.T) {
+	t.Parallel()
+	b := newBundle(t)
+	b.configure(func(c *events.ConfigApplied) { c.DryRun = true })
+	b.pods(2)
+	b.publish(b.full())
+	require.Len(t, payloads[events.NodeClaimed](b), 2)
+	b.configure(func(c *events.ConfigApplied) { c.Digest = "policy-2" })
+	b.publish(b.full())
+	real := 0
+	for _, e := range b.emitted() {
+		if e.Type() == events.TypeNodeClaimed && !events.IsDryRun(e) {
+			real++
+		}
+	}
+	require.Equal(t, 2, real)
+}

@@ -78,6 +78,9 @@ func (r *Record) fold(now time.Time, d bus.Delivery, in any) {
 	case events.PoolBackoffReset:
 		fact = scaling.BackoffReset{Pool: p.Pool}
 	case events.ConfigApplied:
+		if r.dryRun() && !p.DryRun {
+			r.Core = r.Core.Apply(now, scaling.DryRunEnded{})
+		}
 		r.Config = &Config{Sequence: d.Sequence, Digest: p.Digest, DryRun: p.DryRun, Policy: p.Policy}
 		fact = scaling.Started{At: p.Start}
 	default:

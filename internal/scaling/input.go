@@ -20,7 +20,7 @@ const (
 	ActionUncordon = "uncordon"
 )
 
-// Input is a fact that changes the state: one of Started, AlertFired,
+// Input is a fact that changes the state: one of Started, DryRunEnded, AlertFired,
 // AlertResolved, Requested, Paused, Resumed and BackoffReset.
 type Input interface{ apply(s *State) }
 
@@ -41,6 +41,14 @@ func (in Started) apply(s *State) {
 	if at := in.At.UTC().Round(0); at.After(s.StartedAt) {
 		s.StartedAt = at
 	}
+}
+
+// DryRunEnded says that from now on there is somebody who acts. What was decided
+// before is void: nobody made those nodes and nobody will.
+type DryRunEnded struct{}
+
+func (DryRunEnded) apply(s *State) {
+	s.Claims, s.Drains, s.Pools = nil, nil, nil
 }
 
 // AlertFired says that an alert fires, again or for the first time.
