@@ -22,7 +22,7 @@ demo: ## Watch the main job on a simulated world, about a minute; needs nothing 
 	go run -ldflags '$(LDFLAGS)' ./cmd/k3s-autoscaler demo
 
 .PHONY: test
-test: unit race e2e ## Everything that CI runs: unit tests with coverage, the race detector, end-to-end
+test: unit race env-test e2e ## Everything that CI runs: unit tests with coverage, the race detector, end-to-end
 
 .PHONY: unit
 unit: ## Unit tests and coverage; needs no daemon
@@ -35,15 +35,27 @@ race: ## Unit tests under the race detector
 	@echo "== race detector"
 	go test -race -timeout 30m ./...
 
+# Packages with tests on real parts. They share one cluster, so one at a time.
+E2E := ./test/e2e/... ./internal/provider/docker/... ./internal/collector/... ./internal/kube/... ./alerting/...
+
 .PHONY: e2e
 e2e: ## The main job on a real API server, Docker, Prometheus and JetStream (builds and starts them)
 	@echo "== end-to-end: builds what is missing (about 10 minutes the first time, then cached), as root on Debian"
 	go run ./test/env/cmd/testenv build
-	go test -tags e2e -count=1 -timeout 50m -v ./test/e2e/... ./test/env/... ./internal/provider/docker/... ./internal/collector/... ./internal/kube/... ./alerting/...
+	go test -tags e2e -count=1 -timeout 10m -v ./test/env
+	go run ./test/env/cmd/testenv up >/dev/null
+	@trap 'go run ./test/env/cmd/testenv down' EXIT; go test -tags e2e -count=1 -p 1 -timeout 50m -v $(E2E)
 
 .PHONY: e2e-k3s
-e2e-k3s: ## The same against the true rancher/k3s, where its image can be pulled
-	K3S_AUTOSCALER_E2E_K3S=1 go test -tags e2e -count=1 -timeout 50m -v ./test/e2e/...
+e2e-k3s: ## The same against the true rancher/k3s, where its image can be pulled; says whether it ran
+	K3S_AUTOSCALER_E2E_K3S=1 go run ./test/env/cmd/testenv up >/dev/null
+	@trap 'K3S_AUTOSCALER_E2E_K3S=1 go run ./test/env/cmd/testenv down' EXIT; \
+	  K3S_AUTOSCALER_E2E_K3S=1 go test -tags e2e -count=1 -p 1 -timeout 50m -v ./test/e2e/...
+
+.PHONY: env-test
+env-test: ## Unit tests of the test environment's own modules
+	cd test/env/runcshim && GOWORK=off go test ./...
+	cd test/env/k8s && GOWORK=off CGO_ENABLED=0 go test ./agent/...
 
 .PHONY: soak
 soak: ## The full counts of the randomised tests
