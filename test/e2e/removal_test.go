@@ -1,0 +1,209 @@
+//go:build e2e
+
+package e2e
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/docker/docker/api/types/container"
+	"github.com/docker/docker/api/types/volume"
+	"github.com/stretchr/testify/require"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/k3s-autoscaler/k3s-autoscaler/events"
+)
+
+// foreignNode joins a node that is not ours, but takes a test's pods.
+func foreignNode(t *testing.T, name, cluster string) {
+	t.Helper()
+	ctx := context.Background()
+	token, err := os.ReadFile(world.JoinTokenFile)
+	require.NoError(t, err)
+	c, err := engine.ContainerCreate(ctx, &container.Config{
+		Image: world.Image, Hostname: name,
+		Cmd: []string{"agent", "--node-name", name, "--node-label", "pool=" + cluster, "--kubelet-arg", "system-reserved=cpu=1500m"},
+		Env: []string{"K3S_URL=" + world.APIServerURLForNodes, "K3S_TOKEN=" + strings.TrimSpace(string(token))},
+	}, &container.HostConfig{Privileged: true, NetworkMode: container.NetworkMode(world.Network), Tmpfs: map[string]string{"/run": "", "/var/run": ""}}, nil, nil, name)
+	require.NoError(t, err)
+	t.Cleanup(func() {
+		_ = engine.ContainerRemove(ctx, c.ID, container.RemoveOptions{Force: true, RemoveVolumes: true})
+		_ = admin.CoreV1().Nodes().Delete(ctx, name, metav1.DeleteOptions{})
+		_ = admin.CoreV1().Secrets("kube-system").Delete(ctx, name+".node-password.k3s", metav1.DeleteOptions{})
+	})
+	require.NoError(t, engine.ContainerStart(ctx, c.ID, container.StartOptions{}))
+	eventually(t, 60*time.Second, name+" is Ready", func() error {
+		n, err := admin.CoreV1().Nodes().Get(ctx, name, metav1.GetOptions{})
+		if err != nil {
+			return err
+		}
+		for _, c := range n.Status.Conditions {
+			if c.Type == "Ready" && c.Status == "True" {
+				return nil
+			}
+		}
+		return fmt.Errorf("not yet")
+	})
+}
+
+// volumesOf returns the names of the volumes of a cluster's containers.
+func volumesOf(t *testing.T, cluster string) []string {
+	t.Helper()
+	var out []string
+	for _, c := range containers(t, cluster) {
+		in, err := engine.ContainerInspect(context.Background(), c.ID)
+		require.NoError(t, err)
+		for _, m := range in.Mounts {
+			if m.Name != "" {
+				out = append(out, m.Name)
+			}
+		}
+	}
+	return out
+}
+
+// c. The load goes, and with it the nodes, newest first, down to the minimum.
+func TestNodesLeaveAfterTheLoadAndNothingOfThemStays(t *testing.T) {
+	p := newProduct(t, "e2e-c", pool{Min: 1, Max: 4})
+	ns := namespace(t, "e2e-c")
+	foreignNode(t, "e2e-c-foreign", p.cluster)
+	p.start()
+	eventually(t, 90*time.Second, "the pool is at its minimum", readyNodes(t, p, 1))
+	first, _ := ourNodes(t, p.cluster)
+
+	// The foreign node has room for one pod, the first of ours for two.
+	deployment(t, ns, "web", p.cluster, 7, "200m")
+	waitRunning(t, ns, "web", 7, 120*time.Second)
+	names, ready := ourNodes(t, p.cluster)
+	require.Equal(t, len(names), ready)
+	require.GreaterOrEqual(t, len(names), 3)
+	order := readyOrder(t, p)
+	volumes := volumesOf(t, p.cluster)
+	require.NotEmpty(t, volumes, "the agents' image declares volumes")
+
+	scaleDeployment(t, ns, "web", 2)
+	began := time.Now()
+	eventually(t, 180*time.Second, "the pool is at its minimum again", readyNodes(t, p, 1))
+	t.Logf("%d nodes left within %.1f s", len(names)-1, time.Since(began).Seconds())
+	waitRunning(t, ns, "web", 2, 60*time.Second)
+	left, _ := ourNodes(t, p.cluster)
+	require.Equal(t, first, left, "the oldest node stays")
+
+	removed := payloads[events.NodeRemoved](t, p)
+	var removedNames []string
+	for _, r := range removed {
+		removedNames = append(removedNames, r.Node)
+	}
+	slices.Reverse(order)
+	require.Equal(t, order[:len(order)-1], removedNames, "newest first")
+	t.Logf("pods evicted: %d", evictions(t, p))
+	for _, n := range removedNames {
+		assertGone(t, p, n)
+	}
+	require.Len(t, containers(t, p.cluster), 1)
+	kept := volumesOf(t, p.cluster)
+	list, err := engine.VolumeList(context.Background(), volume.ListOptions{})
+	require.NoError(t, err)
+	for _, v := range list.Volumes {
+		require.False(t, slices.Contains(volumes, v.Name) && !slices.Contains(kept, v.Name), "volume %s of a removed node is left", v.Name)
+	}
+	// Steps of a removal, in their order, each once.
+	for _, n := range removedNames {
+		var steps []string
+		for _, s := range payloads[events.NodeRemovalProgressed](t, p) {
+			if s.Node == n {
+				steps = append(steps, s.Step)
+			}
+		}
+		require.Equal(t, []string{events.StepInstanceStopped, events.StepNodeDeleted, events.StepSecretDeleted, events.StepInstanceDeleted}, steps)
+	}
+
+	// Idle: the minimum and what is not ours stay.
+	scaleDeployment(t, ns, "web", 0)
+	never(t, 10*time.Second, "a removal below the minimum", func() bool { names, _ := ourNodes(t, p.cluster); return len(names) < 1 })
+	foreign, err := admin.CoreV1().Nodes().Get(context.Background(), "e2e-c-foreign", metav1.GetOptions{})
+	require.NoError(t, err)
+	require.False(t, foreign.Spec.Unschedulable)
+}
+
+// readyOrder is the nodes in the order in which they became Ready.
+func readyOrder(t *testing.T, p *product) []string {
+	t.Helper()
+	var out []string
+	for _, r := range payloads[events.NodeReady](t, p) {
+		if r.First {
+			out = append(out, r.Node)
+		}
+	}
+	return out
+}
+
+func evictions(t *testing.T, p *product) int {
+	t.Helper()
+	n := 0
+	for _, d := range payloads[events.NodeDrainProgressed](t, p) {
+		n += len(d.Evicted)
+	}
+	return n
+}
+
+// assertGone verifies that nothing of a node is left anywhere.
+func assertGone(t *testing.T, p *product, node string) {
+	t.Helper()
+	ctx := context.Background()
+	_, err := admin.CoreV1().Nodes().Get(ctx, node, metav1.GetOptions{})
+	require.True(t, apierrors.IsNotFound(err), "Node object of %s: %v", node, err)
+	_, err = admin.CoreV1().Secrets("kube-system").Get(ctx, node+".node-password.k3s", metav1.GetOptions{})
+	require.True(t, apierrors.IsNotFound(err), "password secret of %s: %v", node, err)
+	for _, c := range containers(t, p.cluster) {
+		require.NotContains(t, c.Names, "/"+node)
+	}
+}
+
+// d. A budget that forbids eviction stops a drain, which is undone in time.
+func TestABudgetThatForbidsEvictionStopsTheDrain(t *testing.T) {
+	p := newProduct(t, "e2e-d", pool{Min: 1, Max: 3, DrainLimit: "8s"})
+	ns := namespace(t, "e2e-d")
+	p.start()
+	eventually(t, 90*time.Second, "the pool is at its minimum", readyNodes(t, p, 1))
+	deployment(t, ns, "web", p.cluster, 3, "150m")
+	waitRunning(t, ns, "web", 3, 60*time.Second)
+	budget(t, ns, "web", 3)
+	p.mustCLI("scale", "up", "--pool", "burst", "--count", "1", "--reason", "room for what is evicted")
+	eventually(t, 90*time.Second, "a second node", readyNodes(t, p, 2))
+	var busy string
+	for n := range running(t, ns, "web") {
+		busy = n
+	}
+	p.mustCLI("remove", busy, "--reason", "an old disk")
+	var blocked []events.NodeDrainBlocked
+	eventually(t, 30*time.Second, "the drain is blocked", func() error {
+		if blocked = payloads[events.NodeDrainBlocked](t, p); len(blocked) == 0 {
+			return fmt.Errorf("not yet")
+		}
+		return nil
+	})
+	require.Equal(t, busy, blocked[0].Node)
+	require.Equal(t, ns+"/web", blocked[0].Blockers[0].Name)
+	require.Equal(t, "PodDisruptionBudget", blocked[0].Blockers[0].Kind)
+	eventually(t, 40*time.Second, "the node is uncordoned", func() error {
+		for _, u := range payloads[events.NodeUncordoned](t, p) {
+			if u.Node == busy && u.Reason.Code == "DrainDeadline" {
+				return nil
+			}
+		}
+		return fmt.Errorf("not yet")
+	})
+	n, err := admin.CoreV1().Nodes().Get(context.Background(), busy, metav1.GetOptions{})
+	require.NoError(t, err)
+	require.False(t, n.Spec.Unschedulable)
+	require.Equal(t, 3, running(t, ns, "web")[busy], "every pod still runs where it did")
+	require.Empty(t, p.history(events.TypeNodeRemoved))
+	require.Len(t, containers(t, p.cluster), 2)
+}
