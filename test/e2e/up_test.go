@@ -179,7 +179,13 @@ func TestPeopleScaleDrainAndRemoveByHand(t *testing.T) {
 		return nil
 	})
 	waitRunning(t, ns, "web", 3, 60*time.Second)
-	drained := payloads[events.NodeDrained](t, p)
+	var drained []events.NodeDrained
+	eventually(t, 30*time.Second, "node.drained is audited", func() error {
+		if drained = payloads[events.NodeDrained](t, p); len(drained) == 0 {
+			return fmt.Errorf("not yet")
+		}
+		return nil
+	})
 	require.Len(t, drained, 1)
 	require.Equal(t, events.GoalDrain, drained[0].Goal)
 	require.Empty(t, p.history(events.TypeNodeRemoved))

@@ -37,11 +37,11 @@ func namespace(t *testing.T, name string) string {
 }
 
 // deployment makes pods that run on the nodes of a test's cluster alone.
-func deployment(t *testing.T, ns, name, cluster string, replicas int32, cpu string) {
+func deployment(t *testing.T, ns, name, cluster string, replicas int32, cpu string, edit ...func(*corev1.PodSpec)) {
 	t.Helper()
 	labels := map[string]string{"app": name}
 	grace := int64(1)
-	_, err := admin.AppsV1().Deployments(ns).Create(context.Background(), &appsv1.Deployment{
+	d := &appsv1.Deployment{
 		ObjectMeta: metav1.ObjectMeta{Name: name, Namespace: ns},
 		Spec: appsv1.DeploymentSpec{
 			Replicas: &replicas,
@@ -58,7 +58,11 @@ func deployment(t *testing.T, ns, name, cluster string, replicas int32, cpu stri
 				},
 			},
 		},
-	}, metav1.CreateOptions{})
+	}
+	for _, e := range edit {
+		e(&d.Spec.Template.Spec)
+	}
+	_, err := admin.AppsV1().Deployments(ns).Create(context.Background(), d, metav1.CreateOptions{})
 	require.NoError(t, err)
 }
 
