@@ -152,7 +152,7 @@ func (r *batchRunner) handBack(it jetstream.MessagesContext) {
 // while others are held, only until their next sign of life is due.
 func (r *batchRunner) receive(ctx context.Context, it jetstream.MessagesContext) error {
 	wait := r.b.opts.Times.AckWait / 3
-	var opt jetstream.NextOpt = jetstream.NextContext(ctx)
+	opt := jetstream.NextContext(ctx)
 	if len(r.held) > 0 {
 		opt = jetstream.NextMaxWait(wait)
 	}

@@ -277,7 +277,7 @@ func (b *Bus) DeadLetters(ctx context.Context) ([]DeadLetter, error) {
 }
 
 func readDead(m jetstream.Msg) DeadLetter {
-	h := nats.Header(maps.Clone(m.Headers()))
+	h := maps.Clone(m.Headers())
 	get := func(name string) string { return decodeValue(h.Get(name)) }
 	dl := DeadLetter{
 		ID: get(headerDeadID), Handler: get(headerDeadHandler), Reason: get(headerDeadReason),

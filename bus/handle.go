@@ -79,7 +79,7 @@ func (l *puller) offer(ctx context.Context, f *inflight) {
 		return
 	}
 	acked, settled := l.await(ctx, f, msg)
-	switch err, dead := f.result(); {
+	switch dead, err := f.result(); {
 	case !f.owned():
 		// Whoever owns it now does it again; an acknowledgement of ours would free
 		// the slot and let the next message of the key overtake.

@@ -126,15 +126,15 @@ func (f *inflight) failed(err error) {
 	f.err = err
 }
 
-func (f *inflight) result() (err error, dead string) {
+func (f *inflight) result() (dead string, err error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	return f.err, f.dead
+	return f.dead, f.err
 }
 
 // poison sets the event aside because of a permanent error of its handler.
 func (f *inflight) poison() error {
-	err, _ := f.result()
+	_, err := f.result()
 	why := explain(err)
 	why.attempts = f.delivery.Attempt
 	if err := f.l.bury(f, why, !f.delivery.Key.IsCluster()); err != nil {

@@ -68,11 +68,11 @@ func TestADeadlineThatMovesOrGoesReplacesItsTimer(t *testing.T) {
 func TestATimerSurvivesARestartOfTheServer(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
-	st, b, end := openDir(t, dir)
+	st, _, end := openDir(t, dir)
 	at := time.Now().Add(700 * time.Millisecond)
 	require.NoError(t, st.Amend(ctxT(t), bus.Key{Cluster: "home", Name: "n1"}, "a", due(at)))
 	end()
-	_, b, _ = openDir(t, dir)
+	_, b, _ := openDir(t, dir)
 	background(t, b.RunTimers)
 	eventually(t, func() bool { return len(fired(t, b)) == 1 }, "it fires after the restart")
 }

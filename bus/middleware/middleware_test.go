@@ -21,7 +21,6 @@ type testBundle struct {
 	observed []error
 	poisoned []string
 	refuse   error
-	chain    []message.HandlerMiddleware
 }
 
 func (b *testBundle) Publish(_ string, msgs ...*message.Message) error {

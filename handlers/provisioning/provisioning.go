@@ -96,10 +96,10 @@ type Handler struct {
 func New(ctx context.Context, o Options) (*Handler, error) {
 	var errs []error
 	if o.Bus == nil {
-		errs = append(errs, errors.New("Bus is required"))
+		errs = append(errs, errors.New("bus is required"))
 	}
 	if o.Clusters == nil {
-		errs = append(errs, errors.New("Clusters is required"))
+		errs = append(errs, errors.New("clusters is required"))
 	}
 	if err := errors.Join(errs...); err != nil {
 		return nil, fmt.Errorf("provisioning: %w", err)

@@ -248,15 +248,6 @@ func (p *product) stop() {
 	p.log.Close()
 }
 
-// kill ends the process by SIGKILL.
-func (p *product) kill() {
-	p.t.Helper()
-	require.NoError(p.t, p.cmd.Process.Kill())
-	<-p.exited
-	p.cmd = nil
-	p.log.Close()
-}
-
 // cli runs the product's own command line against it.
 func (p *product) cli(args ...string) (stdout, stderr string, err error) {
 	cmd := exec.Command(binary, args...)

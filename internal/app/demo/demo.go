@@ -111,8 +111,8 @@ func Run(ctx context.Context, o Options) (err error) {
 	}
 	d.app = a
 	done := make(chan error, 2)
-	go func() { done <- ended("the autoscaler", a.Run(runCtx), runCtx) }()
-	go func() { done <- ended("the simulated cluster", d.world.Run(runCtx), runCtx) }()
+	go func() { done <- ended(runCtx, "the autoscaler", a.Run(runCtx)) }()
+	go func() { done <- ended(runCtx, "the simulated cluster", d.world.Run(runCtx)) }()
 
 	failed := make(chan error, 1)
 	storyCtx, endStory := context.WithTimeout(runCtx, limit)
@@ -136,7 +136,7 @@ func Run(ctx context.Context, o Options) (err error) {
 }
 
 // ended turns an end that was asked for into none.
-func ended(what string, err error, ctx context.Context) error {
+func ended(ctx context.Context, what string, err error) error {
 	if ctx.Err() != nil && (err == nil || errors.Is(err, context.Canceled)) {
 		return nil
 	}

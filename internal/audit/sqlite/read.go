@@ -114,7 +114,7 @@ func (s *Store) Gaps(ctx context.Context) ([]audit.Gap, error) {
 		if err != nil {
 			return err
 		}
-		defer rows.Close() //nolint:errcheck // rows.Err reports what matters
+		defer rows.Close() // rows.Err reports what matters
 		for rows.Next() {
 			var (
 				g            audit.Gap
@@ -156,7 +156,7 @@ func (s *Store) query(ctx context.Context, operation, text string, args ...any) 
 		if err != nil {
 			return err
 		}
-		defer rows.Close() //nolint:errcheck // rows.Err reports what matters
+		defer rows.Close() // rows.Err reports what matters
 		for rows.Next() {
 			var (
 				r            audit.Record

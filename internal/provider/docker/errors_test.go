@@ -154,7 +154,7 @@ func TestCreateExplainsWhatTheEngineSays(t *testing.T) {
 				require.ErrorContains(t, err, want)
 			}
 			for _, sentinel := range []error{provider.ErrImage, provider.ErrRefused, provider.ErrNameTaken, provider.ErrNotFound} {
-				require.Equal(t, sentinel == tc.is, errors.Is(err, sentinel), "%v: %v", sentinel, err)
+				require.Equal(t, errors.Is(tc.is, sentinel), errors.Is(err, sentinel), "%v: %v", sentinel, err)
 			}
 			if operation, kind, ok := strings.Cut(tc.kind, "/"); ok {
 				require.InDelta(t, 1, testutil.ToFloat64(p.metrics.errors.WithLabelValues(operation, kind)), 0)
