@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
 	"github.com/stretchr/testify/require"
 
 	"github.com/k3s-autoscaler/k3s-autoscaler/bus"
@@ -139,4 +140,43 @@ func TestGarbageReachesABatchAsTheRecordOfItsDeadLetter(t *testing.T) {
 	defer l.mu.Unlock()
 	require.Equal(t, "good", l.ids[2])
 	require.Contains(t, l.ids[3:], l.ids[0], "the same event follows on the record")
+}
+
+func TestEventsThatAnotherProcessHoldsAreWaitedFor(t *testing.T) {
+	t.Parallel()
+	server := bustest.Server(t)
+	b := bustest.Open(t, server)
+	ctx := ctxT(t)
+	for i := range 3 {
+		require.NoError(t, b.Publish(ctx, observed(t, "home", "n1", "e"+num(i))))
+	}
+	first := &ledger{}
+	stop := background(t, func(ctx context.Context) error { return b.RunBatch(ctx, first) })
+	eventually(t, func() bool { return first.length() == 3 }, "the consumer exists")
+	stop()
+	for i := range 6 {
+		require.NoError(t, b.Publish(ctx, observed(t, "home", "n1", "f"+num(i))))
+	}
+	// Another process takes three and dies.
+	nc, err := server.Connect()
+	require.NoError(t, err)
+	js, err := jetstream.New(nc)
+	require.NoError(t, err)
+	c, err := js.Consumer(ctx, bus.StreamName, events.HandlerAuditing)
+	require.NoError(t, err)
+	eventually(t, func() bool {
+		batch, err := c.Fetch(3, jetstream.FetchPriorityGroup("pull"), jetstream.FetchMaxWait(time.Second))
+		require.NoError(t, err)
+		n := 0
+		for range batch.Messages() {
+			n++
+		}
+		return n == 3
+	}, "it has three")
+	nc.Close()
+	second := &ledger{last: 3}
+	background(t, func(ctx context.Context) error { return b.RunBatch(ctx, second) })
+	eventually(t, func() bool { return second.length() == 6 }, "all arrive in the end")
+	require.Equal(t, []string{"f0", "f1", "f2", "f3", "f4", "f5"}, second.ids)
+	require.Equal(t, uint64(9), second.last)
 }

@@ -187,3 +187,20 @@ func TestSubjectsThatAreNotOursAreRefused(t *testing.T) {
 	_, err := Key{Cluster: "home", Name: "NO"}.token()
 	require.Error(t, err)
 }
+
+func TestAGapIsGivenUpWhenNobodyCanHoldTheEventsAnyMore(t *testing.T) {
+	t.Parallel()
+	clk := clocktest.NewFakeClock(time.Now())
+	o := Options{}.withDefaults()
+	r := &batchRunner{b: &Bus{opts: o, wire: clk, metrics: newMetrics(nil, o.Logger)}, h: nobody{}}
+	require.False(t, r.waited(7))
+	clk.Step(4*o.Times.AckWait - time.Second)
+	require.False(t, r.waited(7))
+	clk.Step(time.Second)
+	require.True(t, r.waited(7))
+}
+
+type nobody struct{}
+
+func (nobody) Name() string                                  { return "auditing" }
+func (nobody) HandleBatch(context.Context, []Delivery) error { return nil }

@@ -308,3 +308,21 @@ func TestAnEmittedEventCarriesItsOptions(t *testing.T) {
 	require.True(t, events.IsDryRun(d.Event))
 	require.True(t, strings.HasPrefix(d.Event.Source(), "/k3s-autoscaler/home/"))
 }
+
+func TestWithoutAServerEverythingWaitsAndEndsWhenTold(t *testing.T) {
+	t.Parallel()
+	server := startServer(t, t.TempDir())
+	b := bustest.Open(t, server, func(o *bus.Options) { o.Times.Request = 100 * time.Millisecond })
+	server.Shutdown()
+	ctx, cancel := context.WithTimeout(context.Background(), 600*time.Millisecond)
+	defer cancel()
+	nop := func(context.Context, bus.Delivery) error { return nil }
+	ends := make(chan error, 3)
+	go func() { ends <- b.Run(ctx, handler{events.HandlerProvisioning, nop}) }()
+	go func() { ends <- b.RunBatch(ctx, &ledger{}) }()
+	go func() { ends <- b.RunTimers(ctx) }()
+	for range 3 {
+		require.NoError(t, <-ends)
+	}
+	require.Error(t, ctx.Err(), "they waited for it")
+}

@@ -99,7 +99,7 @@ func (b *Bus) RunTimers(ctx context.Context) error {
 		return err
 	})
 	if err != nil {
-		return err
+		return ignoreEnd(ctx, err)
 	}
 	for ctx.Err() == nil {
 		err := b.relay(ctx, c)

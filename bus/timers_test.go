@@ -125,3 +125,19 @@ func openDir(t *testing.T, dir string) (*bus.State[counter], *bus.Bus, func()) {
 	t.Cleanup(end)
 	return st, b, end
 }
+
+func TestATimerThatCantBeReadIsDropped(t *testing.T) {
+	t.Parallel()
+	server := bustest.Server(t)
+	b := bustest.Open(t, server)
+	nc, err := server.Connect()
+	require.NoError(t, err)
+	defer nc.Close()
+	_, err = nc.Request("k3sas-fired.provisioning.home.n1", []byte("garbage"), 5*time.Second)
+	require.NoError(t, err)
+	_, err = nc.Request("k3sas-fired.provisioning.home.n2", []byte(`{"handler":"provisioning","cluster":"home","key":"n2","due_at":"2026-03-01T12:00:00Z"}`), 5*time.Second)
+	require.NoError(t, err)
+	background(t, b.RunTimers)
+	eventually(t, func() bool { return len(fired(t, b)) == 1 }, "the next one is relayed")
+	require.Equal(t, "n2", fired(t, b)[0].Key.Name)
+}
