@@ -15,15 +15,16 @@ import (
 // Bus is a connection to the stream of record, the timers, the dead letters and
 // the state of handlers. It is safe for concurrent use.
 type Bus struct {
-	opts    Options
-	nc      *nats.Conn
-	js      jetstream.JetStream
-	stream  jetstream.Stream // of record
-	incarn  string
-	metrics *metrics
-	slots   *slots
-	alive   *liveness
-	wire    clock.WithTicker // the clock of the protocol with the server
+	opts       Options
+	nc         *nats.Conn
+	js         jetstream.JetStream
+	stream     jetstream.Stream // of record
+	incarn     string
+	metrics    *metrics
+	slots      *slots
+	alive      *liveness
+	reconnects *broadcast
+	wire       clock.WithTicker // the clock of the protocol with the server
 
 	mu     sync.Mutex
 	states map[string]keeper // by handler
@@ -46,6 +47,7 @@ func Open(ctx context.Context, o Options) (*Bus, error) {
 	b := &Bus{opts: o, states: map[string]keeper{}, serves: map[string]int{}, wire: clock.RealClock{}}
 	b.metrics = newMetrics(o.Registerer, o.Logger)
 	b.slots = newSlots(o.InFlight)
+	b.reconnects = newBroadcast()
 	if err := b.connect(); err != nil {
 		return nil, fmt.Errorf("connect to the bus: %w", unavailable(err))
 	}
@@ -76,6 +78,7 @@ func (b *Bus) connect() error {
 			}
 		}),
 		nats.ReconnectHandler(func(nc *nats.Conn) {
+			b.reconnects.send()
 			log.Info("bus connection restored", "instance", b.opts.Instance, "server", nc.ConnectedServerName())
 		}),
 		nats.ErrorHandler(func(_ *nats.Conn, sub *nats.Subscription, err error) {

@@ -40,7 +40,7 @@ func (s *State[T]) Acquire(ctx context.Context, k Key, ttl time.Duration) (*Leas
 			return err
 		}
 		now := s.b.opts.Clock.Now().UTC()
-		if e.Lease.held(now) {
+		if e.Lease.held(now) && !s.b.abandoned(e.Lease.Owner) {
 			return fmt.Errorf("lease of %s: %w: %s until %s", k, ErrLeased, e.Lease.Owner, e.Lease.Until.Format(time.RFC3339))
 		}
 		l.epoch, l.renewed = e.Lease.Epoch+1, now
@@ -57,6 +57,9 @@ func (s *State[T]) Acquire(ctx context.Context, k Key, ttl time.Duration) (*Leas
 	go l.expire()
 	return l, nil
 }
+
+// abandoned reports whether the owner of a lease can't be alive.
+func (b *Bus) abandoned(owner string) bool { return b.opts.Sole && owner != b.opts.Instance }
 
 // Key is the key of the record.
 func (l *Lease[T]) Key() Key { return l.key }

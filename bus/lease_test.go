@@ -234,3 +234,24 @@ func TestALongStepKeepsItsLease(t *testing.T) {
 	close(renewed)
 	eventually(t, func() bool { return s.get(t).N == 2 }, "the step commits")
 }
+
+func TestTheSoleUserOfABusTakesUpTheWorkOfItsDeadFormerSelfAtOnce(t *testing.T) {
+	t.Parallel()
+	server := bustest.Server(t)
+	open := func(instance string) *bus.State[counter] {
+		b := bustest.Open(t, server, func(o *bus.Options) { o.Instance, o.Sole = instance, true })
+		st, err := bus.OpenState(ctxT(t), b, bus.StateOptions[counter]{Handler: events.HandlerDraining})
+		require.NoError(t, err)
+		return st
+	}
+	k := bus.Key{Cluster: "home", Name: "n1"}
+	former, present := open("before"), open("after")
+	old, err := former.Acquire(ctxT(t), k, time.Hour)
+	require.NoError(t, err)
+	_, err = former.Acquire(ctxT(t), k, time.Hour)
+	require.ErrorIs(t, err, bus.ErrLeased, "its own lease counts")
+	l, err := present.Acquire(ctxT(t), k, time.Hour)
+	require.NoError(t, err)
+	require.ErrorIs(t, old.Confirm(ctxT(t)), bus.ErrLeaseLost)
+	require.NoError(t, l.Confirm(ctxT(t)))
+}

@@ -39,6 +39,11 @@ type Options struct {
 	// the priorities of its pulls. Default: host name and a random suffix.
 	Instance string
 
+	// Sole says that nobody else uses this bus: an embedded server without a
+	// listener, whose data directory is locked. Whoever holds a lease under another
+	// name is then a process that died, and its work is taken up at once.
+	Sole bool
+
 	// Replicas of the streams and buckets. Default 1; 3 in a NATS cluster.
 	Replicas int
 	// MaxAge is how long the stream of record keeps an event. Default 7 days.

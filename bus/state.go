@@ -115,7 +115,7 @@ func (s *State[T]) All(ctx context.Context) ([]Record[T], error) {
 // Watch sends the current records, then every one that changes, until ctx ends
 // and the channel is closed. A deleted record comes with Deleted set, except
 // among the current ones. Under load only the latest version of a record may
-// be seen.
+// be seen; after the connection was lost, all of them come again.
 func (s *State[T]) Watch(ctx context.Context) (<-chan Record[T], error) {
 	changes, err := s.watch(ctx)
 	if err != nil {
@@ -236,40 +236,74 @@ type change struct {
 	caughtUp bool
 }
 
+// watch sends every entry, then every change, until ctx ends. After the
+// connection was lost it reads all of them again: the server may have been
+// restarted, and the client would notice only after several heartbeats.
 func (s *State[T]) watch(ctx context.Context) (<-chan change, error) {
-	w, err := s.kv.Watch(ctx, recordRoot+".>")
+	open := func() (jetstream.KeyWatcher, error) { return s.kv.Watch(ctx, recordRoot+".>") }
+	reconnected := s.b.reconnects.next()
+	w, err := open()
 	if err != nil {
 		return nil, fmt.Errorf("watch the records of %s: %w", s.opts.Handler, unavailable(err))
 	}
 	out := make(chan change)
 	go func() {
 		defer close(out)
-		defer func() { _ = w.Stop() }()
 		for {
-			var c change
-			select {
-			case <-ctx.Done():
-				return
-			case v, ok := <-w.Updates():
-				if !ok {
-					return
-				}
-				if v == nil {
-					c.caughtUp = true
-				} else if c, err = readChange(v); err != nil {
-					s.b.metrics.failed("bus")
-					s.b.opts.Logger.ErrorContext(ctx, "record can't be read", "handler", s.opts.Handler, "bucket_key", v.Key(), "error", err)
-					continue
-				}
+			s.forward(ctx, w, reconnected, out)
+			if s.b.nc.IsConnected() {
+				_ = w.Stop()
+			} else {
+				go func(w jetstream.KeyWatcher) { _ = w.Stop() }(w) // it would wait for an answer
 			}
-			select {
-			case out <- c:
-			case <-ctx.Done():
+			reconnected = s.b.reconnects.next()
+			err := s.b.persist(ctx, "the records of "+s.opts.Handler, func() (err error) {
+				w, err = open()
+				return err
+			})
+			if err != nil {
+				if ctx.Err() == nil {
+					s.b.opts.Logger.ErrorContext(ctx, "records can't be watched any more", "handler", s.opts.Handler, "error", err)
+				}
+				return
+			}
+			if ctx.Err() != nil {
+				_ = w.Stop()
 				return
 			}
 		}
 	}()
 	return out, nil
+}
+
+// forward sends what w reports until ctx ends or the connection was lost.
+func (s *State[T]) forward(ctx context.Context, w jetstream.KeyWatcher, reconnected <-chan struct{}, out chan<- change) {
+	for {
+		var c change
+		select {
+		case <-ctx.Done():
+			return
+		case <-reconnected:
+			return
+		case v, ok := <-w.Updates():
+			if !ok {
+				return
+			}
+			var err error
+			if v == nil {
+				c.caughtUp = true
+			} else if c, err = readChange(v); err != nil {
+				s.b.metrics.failed("bus")
+				s.b.opts.Logger.ErrorContext(ctx, "record can't be read", "handler", s.opts.Handler, "bucket_key", v.Key(), "error", err)
+				continue
+			}
+		}
+		select {
+		case out <- c:
+		case <-ctx.Done():
+			return
+		}
+	}
 }
 
 func readChange(v jetstream.KeyValueEntry) (change, error) {

@@ -196,7 +196,7 @@ func (w *worker[T]) consider(ctx context.Context, j *job[T]) {
 	case now.Before(j.notYet):
 		j.next = j.notYet
 		return
-	case j.rec.LeaseOwner != "" && now.Before(j.rec.LeaseUntil):
+	case j.rec.LeaseOwner != "" && now.Before(j.rec.LeaseUntil) && !w.s.b.abandoned(j.rec.LeaseOwner):
 		j.next = j.rec.LeaseUntil
 		return
 	case w.running >= w.o.Concurrency:

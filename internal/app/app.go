@@ -115,7 +115,7 @@ func (a *App) openBus(ctx context.Context) error {
 		if err != nil {
 			return fmt.Errorf("start the embedded bus: %w", err)
 		}
-		a.server, o.Server = server, server
+		a.server, o.Server, o.Sole = server, server, c.Embedded.Listen == ""
 	}
 	b, err := bus.Open(ctx, o)
 	if err != nil {
