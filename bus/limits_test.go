@@ -149,13 +149,14 @@ func TestARestartedServerLosesNothing(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
 	addr := freeAddr(t)
-	begin := func() *embedded.Server {
-		s, err := embedded.Start(embedded.Options{Dir: dir, Listen: addr, Token: token})
+	var server *embedded.Server
+	begin := func() {
+		var err error
+		server, err = embedded.Start(embedded.Options{Dir: dir, Listen: addr, Token: token})
 		require.NoError(t, err)
-		t.Cleanup(s.Shutdown)
-		return s
 	}
-	server := begin()
+	begin()
+	t.Cleanup(func() { server.Shutdown() }) // the last thing
 	o := bus.Options{URL: "nats://" + addr, Connect: []nats.Option{nats.Token(token), nats.ReconnectWait(20 * time.Millisecond)}, Times: bustest.Times(), MaxBytes: 256 << 20}
 	b, err := bus.Open(ctxT(t), o)
 	require.NoError(t, err)
