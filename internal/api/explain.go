@@ -130,7 +130,7 @@ func (s *Server) explainNode(ctx context.Context, x *Explanation, name string) (
 		return true, err
 	}
 	x.Decisions, err = s.decisions(ctx, audit.Query{Cluster: x.Cluster, Limit: explainDecisions}, func(d DecisionRecord) bool {
-		return ids[d.ID] || slices.Contains(d.Nodes, name) || rejects(d, name, "node/"+name)
+		return ids[d.ID] || slices.Contains(d.Nodes, name) || rejects(d, "node "+name)
 	})
 	x.Summary = nodeSummary(x, name)
 	return true, err
@@ -262,8 +262,12 @@ func (s *Server) explainPod(ctx context.Context, x *Explanation, name string) er
 	ref := namespace + "/" + pod
 	var err error
 	x.Decisions, err = s.decisions(ctx, audit.Query{Cluster: x.Cluster, Limit: explainDecisions}, func(d DecisionRecord) bool {
-		return slices.Contains(d.Pods, ref) || rejects(d, ref, "pod/"+ref)
+		return slices.Contains(d.Pods, ref) || rejects(d, "pod "+ref)
 	})
+	if err == nil && len(x.Decisions) == 0 && x.Pod != nil && !x.Pod.UnschedulableSince.IsZero() {
+		// A hold names one pod of many that are alike: what is said of the pools is said of it.
+		x.Decisions, err = s.standing(ctx, x.Cluster)
+	}
 	if err != nil {
 		return err
 	}
@@ -364,8 +368,20 @@ func (s *Server) timeline(ctx context.Context, q audit.Query) ([]AuditRecord, er
 	return out, nil
 }
 
-func rejects(d DecisionRecord, names ...string) bool {
-	return slices.ContainsFunc(d.Rejected, func(a events.Alternative) bool { return slices.Contains(names, a.Subject) })
+// rejects reports whether a decision names a candidate, written "node NAME" or
+// "pod NS/NAME", as one that was not taken.
+func rejects(d DecisionRecord, subject string) bool {
+	return slices.ContainsFunc(d.Rejected, func(a events.Alternative) bool { return a.Subject == subject })
+}
+
+// standing is the last decision about each pool of a cluster, the newest first.
+func (s *Server) standing(ctx context.Context, cluster string) ([]DecisionRecord, error) {
+	seen := map[string]bool{}
+	return s.decisions(ctx, audit.Query{Cluster: cluster, Limit: explainDecisions}, func(d DecisionRecord) bool {
+		first := !seen[d.Pool]
+		seen[d.Pool] = true
+		return first
+	})
 }
 
 // verdict is a decision in a sentence.

@@ -23,13 +23,13 @@ const recentWindow = time.Hour
 // LogFilter holds the filters of /v1/events and /v1/stream.
 type LogFilter struct {
 	ClusterFilter
-	Node string   `query:"node" doc:"Only about this node, or _cluster" maxLength:"253"`
-	Type []string `query:"type,explode" doc:"Event types, e.g. node.ready or node.*"`
-	Full bool     `query:"full" doc:"With the data of snapshots and checkpoints, which are large"`
+	TypeFilter
+	Node string `query:"node" doc:"Only about this node, or _cluster" maxLength:"253"`
+	Full bool   `query:"full" doc:"With the data of snapshots and checkpoints, which are large"`
 }
 
 func (f LogFilter) options() (bus.ReadOptions, error) {
-	types, err := fullTypes(f.Type)
+	types, err := f.full()
 	if err != nil {
 		return bus.ReadOptions{}, err
 	}
@@ -136,12 +136,12 @@ func (s *Server) streamOptions(r *http.Request) (o bus.ReadOptions, full bool, e
 	q := r.URL.Query()
 	for k := range q {
 		switch k {
-		case "cluster", "node", "type", "full", "since":
+		case "cluster", "node", "type", "exclude", "full", "since":
 		default:
 			return o, false, huma.Error422UnprocessableEntity("There is no query parameter " + strconv.Quote(k) + ".")
 		}
 	}
-	f := LogFilter{ClusterFilter: ClusterFilter{q.Get("cluster")}, Node: q.Get("node"), Type: q["type"], Full: q.Get("full") == "true"}
+	f := LogFilter{ClusterFilter: ClusterFilter{q.Get("cluster")}, TypeFilter: TypeFilter{Type: q["type"], Exclude: q["exclude"]}, Node: q.Get("node"), Full: q.Get("full") == "true"}
 	if o, err = f.options(); err != nil {
 		return o, false, err
 	}

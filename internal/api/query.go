@@ -70,16 +70,50 @@ func when(s string, now time.Time) (time.Time, error) {
 	return time.Time{}, errors.New("expected a time such as 2025-03-01T12:00:00Z or a duration such as 2h")
 }
 
-// fullTypes turns "node.ready" into the full type; an unknown one is an error.
-func fullTypes(short []string) ([]string, error) {
+// TypeFilter selects event types.
+type TypeFilter struct {
+	Type    []string `query:"type,explode" doc:"Event types, e.g. node.ready or node.*"`
+	Exclude []string `query:"exclude,explode" doc:"Event types that are left out, e.g. snapshot.*"`
+}
+
+// matching lists the types that a pattern means: a full type, its short form,
+// or the beginning of short forms with ".*".
+func matching(pattern string) []string {
 	var out []string
-	for _, s := range short {
-		var found []string
-		for _, d := range events.Catalog() {
-			if d.Type == s || d.Suffix() == s || (strings.HasSuffix(s, ".*") && strings.HasPrefix(d.Suffix(), strings.TrimSuffix(s, "*"))) {
-				found = append(found, d.Type)
-			}
+	for _, d := range events.Catalog() {
+		if d.Type == pattern || d.Suffix() == pattern || (strings.HasSuffix(pattern, ".*") && strings.HasPrefix(d.Suffix(), strings.TrimSuffix(pattern, "*"))) {
+			out = append(out, d.Type)
 		}
+	}
+	return out
+}
+
+// full lists the selected types; none means all. An unknown type is an error,
+// an unknown one that is excluded is not: nothing is missing.
+func (f TypeFilter) full() ([]string, error) {
+	out, err := f.included()
+	if err != nil || len(f.Exclude) == 0 {
+		return out, err
+	}
+	if len(out) == 0 {
+		for _, d := range events.Catalog() {
+			out = append(out, d.Type)
+		}
+	}
+	for _, p := range f.Exclude {
+		hidden := matching(p)
+		out = slices.DeleteFunc(out, func(typ string) bool { return slices.Contains(hidden, typ) })
+	}
+	if len(out) == 0 {
+		return nil, huma.Error422UnprocessableEntity("Every type is excluded.", &huma.ErrorDetail{Location: "query.exclude", Message: "expected to leave a type", Value: f.Exclude})
+	}
+	return out, nil
+}
+
+func (f TypeFilter) included() ([]string, error) {
+	var out []string
+	for _, s := range f.Type {
+		found := matching(s)
 		if len(found) == 0 {
 			return nil, huma.Error422UnprocessableEntity(fmt.Sprintf("There is no event type %q.", s),
 				&huma.ErrorDetail{Location: "query.type", Message: "expected e.g. node.ready, node.*, or a full type", Value: s})
@@ -185,7 +219,7 @@ func (s *Server) listDecisions(ctx context.Context, in *struct {
 
 func (s *Server) listAudit(ctx context.Context, in *struct {
 	AuditFilter
-	Type        []string `query:"type,explode" doc:"Event types, e.g. node.ready or node.*"`
+	TypeFilter
 	Node        string   `query:"node" doc:"Only about this node" maxLength:"253"`
 	Correlation string   `query:"correlation" doc:"Only of this correlation id: one node's life" maxLength:"200"`
 	Causation   string   `query:"causation" doc:"Only what this event id led to" maxLength:"200"`
@@ -196,7 +230,7 @@ func (s *Server) listAudit(ctx context.Context, in *struct {
 	if err != nil {
 		return nil, err
 	}
-	if q.Types, err = fullTypes(in.Type); err != nil {
+	if q.Types, err = in.full(); err != nil {
 		return nil, err
 	}
 	q.Node, q.CorrelationID, q.CausationID, q.Actor = in.Node, in.Correlation, in.Causation, in.Actor

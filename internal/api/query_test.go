@@ -40,11 +40,12 @@ func story(t *testing.T) *testBundle {
 		{Cluster: "home", Name: "server", Ready: "True"}}
 	b.pods["home/default/web"] = Pod{Cluster: "home", Namespace: "default", Name: "web", Phase: "Pending", UnschedulableSince: t0, Message: "0/1 nodes are available."}
 	b.pods["home/default/runs"] = Pod{Cluster: "home", Namespace: "default", Name: "runs", Phase: "Running", Node: "server"}
+	b.pods["home/default/held"] = Pod{Cluster: "home", Namespace: "default", Name: "held", Phase: "Pending", UnschedulableSince: t0}
 	b.pods["home/default/new"] = Pod{Cluster: "home", Namespace: "default", Name: "new", Phase: "Pending"}
 	alert := b.add(t, events.Meta{Publisher: "alerting"}, events.AlertReceived{Status: "firing", Fingerprint: "f00", StartsAt: t0, Labels: map[string]string{"alertname": "QueueBacklog"}, ReceivedAt: t0, ExpiresAt: t0.Add(time.Hour)})
 	b.add(t, events.Meta{Publisher: "alerting"}, events.AlertReceived{Status: "firing", Fingerprint: "f01", StartsAt: t0, Labels: map[string]string{"alertname": "Lonely"}, ReceivedAt: t0, ExpiresAt: t0.Add(time.Hour)})
 	b.add(t, events.Meta{}, events.ScaleHeld{Decision: decided("d-0", "burst", func(d *events.Decision) {
-		d.Rejected = []events.Alternative{{Subject: "burst-a", Reason: events.Reason{Code: "Unmanaged", Message: "pod x has no controller"}, Fix: "delete it"}, {Subject: "pod/default/big", Reason: events.Reason{Code: "NoFit", Message: "needs 64 cores"}}}
+		d.Rejected = []events.Alternative{{Subject: "node burst-a", Reason: events.Reason{Code: "Unmanaged", Message: "pod x has no controller"}, Fix: "delete it"}, {Subject: "pod default/big", Reason: events.Reason{Code: "NoFit", Message: "needs 64 cores"}}}
 	})})
 	b.add(t, events.Meta{ID: "ev-1"}, events.ScaleupDecided{Decision: decided("d-1", "burst", func(d *events.Decision) {
 		d.Verdict, d.Delta, d.Nodes, d.Inputs, d.Pods = events.VerdictUp, 1, []string{"burst-a"}, []string{alert.ID()}, []string{"default/web"}
@@ -224,6 +225,7 @@ func TestExplanations(t *testing.T) {
 		"req-1":                        {KindRequest, "scale.requested at 2025-03-01 12:00:08 by ada@k: too many. Decision: remove 2 nodes from pool burst, because ada asked for it.", []string{"d-2"}, 1},
 		"req-2":                        {KindRequest, "pool.paused at 2025-03-01 12:00:10 by ada@k: window. No decision names it yet.", nil, 1},
 		"pod/default/web":              {KindPod, "Pod default/web finds no node since 12:00:00. The scheduler says: 0/1 nodes are available. Decision: add 1 node to pool burst, because alert QueueBacklog fires.", []string{"d-1"}, 0},
+		"pod/default/held":             {KindPod, "Pod default/held finds no node since 12:00:00. Decision: remove 2 nodes from pool burst, because ada asked for it.", []string{"d-2"}, 0},
 		"pod/default/runs":             {KindPod, "Pod default/runs runs on node server.", nil, 0},
 		"pod/default/new":              {KindPod, "Pod default/new is pending; the scheduler has not said that it finds no node for it.", nil, 0},
 		"pod/default/big":              {KindPod, "Pod default/big is gone. Decision: leave pool burst as it is, because nothing proposes a change.", []string{"d-0"}, 0},

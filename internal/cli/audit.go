@@ -16,7 +16,7 @@ import (
 func (a *app) auditCommand() *cobra.Command {
 	var cluster, node, pool, actor, correlation, causation, since, until string
 	var types []string
-	var oldest bool
+	var oldest, all bool
 	var limit int
 	list := &cobra.Command{
 		Use: "list", Short: "What happened, who asked for it and why; newest first",
@@ -28,9 +28,7 @@ func (a *app) auditCommand() *cobra.Command {
 				return err
 			}
 			q := query("cluster", cluster, "node", node, "pool", pool, "actor", actor, "correlation", correlation, "causation", causation, "since", since, "until", until)
-			for _, t := range types {
-				q.Add("type", t)
-			}
+			quietly(q, types, all)
 			if oldest {
 				q.Set("order", "oldest")
 			}
@@ -54,6 +52,7 @@ func (a *app) auditCommand() *cobra.Command {
 	f.StringVar(&since, "since", "", "not before: a time or how long ago, e.g. 2h")
 	f.StringVar(&until, "until", "", "before: a time or how long ago")
 	f.StringSliceVar(&types, "type", nil, "only these types, e.g. node.ready or node.*")
+	f.BoolVar(&all, "all", false, "also snapshots and checkpoints, which come without end")
 	f.BoolVar(&oldest, "oldest-first", false, "begin with the oldest")
 	f.IntVar(&limit, "limit", 100, "at most so many")
 	show := &cobra.Command{

@@ -170,7 +170,7 @@ func (a *app) decision(l *lines, d api.DecisionRecord) error {
 			case !g.Until.IsZero():
 				text += "; lifts by itself " + a.at(g.Until)
 			case g.Lifts != "":
-				text += "; lifts when " + g.Lifts
+				text += "; lifts " + g.Lifts
 			}
 			l.wrap(4, text)
 		}
@@ -191,7 +191,7 @@ func (a *app) decision(l *lines, d api.DecisionRecord) error {
 	}
 	if len(d.WouldChange) > 0 {
 		l.WriteByte('\n')
-		l.add(2, "It would be different if")
+		l.add(2, "What would change it")
 		for _, c := range d.WouldChange {
 			l.wrap(4, c)
 		}

@@ -22,24 +22,36 @@ import (
 // reconnectDelay is how long a lost stream waits before it is opened again.
 const reconnectDelay = time.Second
 
+// quiet are the types that come without end and tell people little.
+var quiet = []string{"snapshot.*", "decision.checkpointed"}
+
+// quietly leaves them out unless all types, or some, are asked for.
+func quietly(q url.Values, types []string, all bool) {
+	for _, t := range types {
+		q.Add("type", t)
+	}
+	if len(types) == 0 && !all {
+		q["exclude"] = quiet
+	}
+}
+
 type logFlags struct {
 	cluster, node string
 	types         []string
-	full          bool
+	all, full     bool
 }
 
 func (f *logFlags) add(c *cobra.Command) {
 	clusterFlag(c, &f.cluster)
 	c.Flags().StringVar(&f.node, "node", "", "only about this node")
 	c.Flags().StringSliceVar(&f.types, "type", nil, "only these types, e.g. node.ready or node.*")
+	c.Flags().BoolVar(&f.all, "all", false, "also snapshots and checkpoints, which come without end")
 	c.Flags().BoolVar(&f.full, "full", false, "with the data of snapshots and checkpoints, which are large")
 }
 
 func (f *logFlags) query() url.Values {
 	q := query("cluster", f.cluster, "node", f.node)
-	for _, t := range f.types {
-		q.Add("type", t)
-	}
+	quietly(q, f.types, f.all)
 	if f.full {
 		q.Set("full", "true")
 	}

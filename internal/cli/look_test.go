@@ -63,7 +63,7 @@ func decision() api.DecisionRecord {
 			{Rule: "utilization of burst-0a1b2c3d4e", Kind: "utilization", Value: "12%", Threshold: "50%", Verdict: "down", Delta: -1, Message: "unneeded for 6m"},
 			{Rule: "queue-backlog", Kind: "alert", Value: "resolved", Threshold: "firing", Verdict: "none"},
 		},
-		Guards:      []events.GuardResult{{Guard: "after add", Value: "10m0s", Message: "a node was added at 11:53", Until: t0.Add(6 * time.Minute)}, {Guard: "pause", Message: "ada paused the pool", Lifts: "it is resumed"}},
+		Guards:      []events.GuardResult{{Guard: "after add", Value: "10m0s", Message: "a node was added at 11:53", Until: t0.Add(6 * time.Minute)}, {Guard: "pause", Message: "ada paused the pool", Lifts: "when it is resumed"}},
 		Overruled:   []events.Reason{reason("Unneeded", "burst-0a1b2c3d4e is not needed")},
 		Rejected:    []events.Alternative{{Subject: "burst-5f6g7h8i9j", Reason: reason("Unmanaged", "pod default/lonely has no controller and would be lost for good if its node went away"), Fix: "delete the pod, or let a Deployment run it"}},
 		WouldChange: []string{"after 12:06:00 the node would be removed"},

@@ -84,7 +84,7 @@ func (e *evaluation) downRequest(r Request, all []candidate) {
 		return
 	case p.size <= p.Min:
 		p.guard(p.minGuard())
-		e.refuse(r, CodeAtMin, "pool %s has %d nodes, its minimum is %d", p.Name, p.size, p.Min)
+		e.refuse(r, CodeAtMin, "pool %s has %s, its minimum is %d", p.Name, count(p.size, "node"), p.Min)
 		return
 	}
 	p.input(r.ID)
@@ -177,7 +177,7 @@ func (e *evaluation) downAlerts(p *poolRun, all []candidate) {
 			p.input(a.EventID)
 		}
 		if r.Amount > amount {
-			amount, text = r.Amount, fmt.Sprintf("alert rule %s: %s fires, %d alerts", r.Name, alerts[0].Labels["alertname"], len(alerts))
+			amount, text = r.Amount, fmt.Sprintf("alert rule %s: %s fires, %s", r.Name, alerts[0].Labels["alertname"], count(len(alerts), "alert"))
 		}
 	}
 	if amount == 0 {
@@ -262,7 +262,7 @@ func (e *evaluation) shrink(p *poolRun, unneeded []candidate) {
 	if len(unneeded) == 0 {
 		return
 	}
-	why := Reason{CodeUnneeded, fmt.Sprintf("%d nodes of pool %s are below %s of their capacity and their pods fit elsewhere", len(unneeded), p.Name,
+	why := Reason{CodeUnneeded, fmt.Sprintf("%s in pool %s used below %s, and the pods fit elsewhere", agree(len(unneeded), "node is", "nodes are"), p.Name,
 		percent(int64(p.UtilizationThreshold*1000+0.5)))}
 	if g := e.downGuard(p, RuleUtilization, false); g != nil {
 		p.held(g, why)
@@ -307,7 +307,7 @@ func (e *evaluation) shrinkGuard(p *poolRun, c candidate, highest int) *Guard {
 	}
 	if p.size <= highest {
 		return &Guard{Guard: "stabilization", code: CodeStabilizing, Value: fmt.Sprint(highest), Until: p.st.Needs[0].At.Add(p.Stabilization),
-			Message: fmt.Sprintf("pool %s needed %d nodes within the last %s", p.Name, highest, p.Stabilization), Lifts: "by itself"}
+			Message: fmt.Sprintf("pool %s needed %s within the last %s", p.Name, count(highest, "node"), p.Stabilization), Lifts: "by itself"}
 	}
 	return nil
 }

@@ -77,9 +77,9 @@ func (e *evaluation) decide(p *poolRun) Decision {
 	case len(p.holds) > 0:
 		d.Verdict, d.Reason = Held, p.holds[0]
 	case p.inFlight > 0:
-		d.Verdict, d.Reason = Held, Reason{CodeClaimsInFlight, fmt.Sprintf("%d new nodes are on their way", p.inFlight)}
+		d.Verdict, d.Reason = Held, Reason{CodeClaimsInFlight, agree(p.inFlight, "new node is", "new nodes are") + " on the way"}
 	case p.leaving > 0:
-		d.Verdict, d.Reason = Held, Reason{CodeRemovalsInFlight, fmt.Sprintf("%d nodes are leaving", p.leaving)}
+		d.Verdict, d.Reason = Held, Reason{CodeRemovalsInFlight, agree(p.leaving, "node is", "nodes are") + " leaving"}
 	default:
 		d.Verdict, d.Reason = Held, Reason{CodeSteady, "nothing asks for more nodes and none is unneeded"}
 	}
@@ -106,7 +106,7 @@ func (e *evaluation) podsOn(p *poolRun) int {
 func (e *evaluation) upReason(p *poolRun) Reason {
 	r := combine(p.upReason)
 	if slices.ContainsFunc(p.upReason, func(r Reason) bool { return r.Code == CodeUnschedulablePods }) {
-		r.Message = fmt.Sprintf("%d pods need %d nodes: %s", e.podsOn(p), len(p.added)+len(p.restored), r.Message)
+		r.Message = fmt.Sprintf("%s %s: %s", agree(e.podsOn(p), "pod needs", "pods need"), count(len(p.added)+len(p.restored), "node"), r.Message)
 	}
 	return r
 }

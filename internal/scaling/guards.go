@@ -48,19 +48,19 @@ func (p *poolRun) maxGuard() Guard {
 			Message: fmt.Sprintf("%d nodes of pool %s are claimed at a time", maxClaims, p.Name), Lifts: "with the next event"}
 	}
 	return Guard{Guard: "max", code: CodeAtMax, Value: fmt.Sprintf("%d of %d", p.physical, p.Max),
-		Message: fmt.Sprintf("pool %s has %d nodes, claims in flight and leaving nodes included, of at most %d", p.Name, p.physical, p.Max),
+		Message: fmt.Sprintf("pool %s has %s, claims in flight and leaving nodes included, of at most %d", p.Name, count(p.physical, "node"), p.Max),
 		Lifts:   "when max is raised or a node has left"}
 }
 
 func (p *poolRun) minGuard() Guard {
 	return Guard{Guard: "min", code: CodeAtMin, Value: fmt.Sprintf("%d of %d", p.ready, p.Min),
-		Message: fmt.Sprintf("pool %s has %d Ready nodes that stay, its minimum is %d", p.Name, p.ready, p.Min),
+		Message: fmt.Sprintf("pool %s keeps %s Ready, its minimum is %d", p.Name, count(p.ready, "node"), p.Min),
 		Lifts:   "when min is lowered or the pool grows"}
 }
 
 func (p *poolRun) removalsGuard() Guard {
 	return Guard{Guard: "max_removals", code: CodeRemovalsInFlight, Value: fmt.Sprintf("%d of %d", p.leaving, p.maxRemovals()),
-		Message: fmt.Sprintf("%d nodes of pool %s are leaving, at most %d may at a time", p.leaving, p.Name, p.maxRemovals()),
+		Message: fmt.Sprintf("%s of pool %s, at most %d may leave at a time", agree(p.leaving, "node is leaving", "nodes are leaving"), p.Name, p.maxRemovals()),
 		Lifts:   "when a removal is over"}
 }
 
@@ -96,7 +96,7 @@ func (e *evaluation) cooling(name string, since time.Time, d time.Duration, afte
 		return nil
 	}
 	return &Guard{Guard: name, code: CodeCooldown, Value: d.String(), Until: until,
-		Message: fmt.Sprintf("%s at %s, %s ago of %s", after, since.Format(time.RFC3339), e.now.Sub(since), d), Lifts: "by itself"}
+		Message: fmt.Sprintf("%s at %s, less than %s ago", after, since.Format(time.RFC3339), d), Lifts: "by itself"}
 }
 
 // downGuard is what keeps nodes of the pool from being removed, or nil. by is
@@ -119,7 +119,7 @@ func (e *evaluation) downGuard(p *poolRun, by string, override bool) *Guard {
 		}
 		if p.inFlight+len(p.added) > 0 {
 			return &Guard{Guard: "claims_in_flight", code: CodeClaimsInFlight, Value: fmt.Sprint(p.inFlight + len(p.added)),
-				Message: fmt.Sprintf("pool %s waits for %d new nodes", p.Name, p.inFlight+len(p.added)), Lifts: "when they are Ready or have failed"}
+				Message: fmt.Sprintf("pool %s waits for %s", p.Name, count(p.inFlight+len(p.added), "new node")), Lifts: "when they are Ready or have failed"}
 		}
 	} else if p.upAlert && !override {
 		return p.opposed()

@@ -56,8 +56,8 @@ func (e *evaluation) pack(groups []*group, inFlight, undecided int) {
 		for _, o := range options {
 			if o.pool != best.pool {
 				o.pool.rejected = append(o.pool.rejected, Alternative{Subject: "pool " + o.pool.Name, quiet: true,
-					Reason: Reason{"MoreWaste", fmt.Sprintf("pool %s serves the pods with %d nodes and %s unused, this one would leave %s unused on %d",
-						best.pool.Name, best.nodes, percent(best.waste), percent(o.waste), o.nodes)},
+					Reason: Reason{"MoreWaste", fmt.Sprintf("pool %s serves the pods with %s and %s unused, this one would leave %s unused on %d",
+						best.pool.Name, count(best.nodes, "node"), percent(best.waste), percent(o.waste), o.nodes)},
 					Fix: "none needed: ties go to the first by name"})
 			}
 		}
@@ -150,16 +150,20 @@ func (e *evaluation) explainPods(groups []*group, all map[string][]*Pod, holds m
 		if !p.known {
 			continue
 		}
-		rule := Rule{Rule: RuleUnschedulable, Kind: RuleUnschedulable, Value: fmt.Sprintf("%d pods", asked), Threshold: "1 pod", Verdict: None}
+		rule := Rule{Rule: RuleUnschedulable, Kind: RuleUnschedulable, Value: count(asked, "pod"), Threshold: "1 pod", Verdict: None}
 		if n := served[p.Name]; n > 0 {
 			rule.Verdict = Up
-			rule.Message = fmt.Sprintf("%d pods fit on new nodes of this pool", n)
+			rule.Message = agree(n, "pod fits", "pods fit") + " on new nodes of this pool"
+		}
+		if n := wanted(groups, p); n > 0 { // a guard or max keeps the nodes away, not the rule
+			rule.Verdict = Up
+			rule.Message = join(rule.Message, agree(n, "pod would fit", "pods would fit")+" on more nodes of this pool")
 		}
 		if inFlight > 0 {
-			rule.Message = join(rule.Message, fmt.Sprintf("%d pods wait for nodes that are on their way", inFlight))
+			rule.Message = join(rule.Message, agree(inFlight, "pod waits", "pods wait")+" for nodes that are on their way")
 		}
 		if undecided > 0 {
-			rule.Message = join(rule.Message, fmt.Sprintf("%d pods fit nowhere, but the scheduler has not refused them yet", undecided))
+			rule.Message = join(rule.Message, agree(undecided, "pod fits", "pods fit")+" nowhere, but the scheduler has not refused them yet")
 		}
 		for _, c := range e.claims {
 			if c.Pool == p.Name && c.Cause == CausePods {
@@ -168,12 +172,23 @@ func (e *evaluation) explainPods(groups []*group, all map[string][]*Pod, holds m
 		}
 		p.rules = append(p.rules, rule)
 		if inFlight > 0 && p.inFlight > 0 {
-			p.hold(CodeClaimsInFlight, fmt.Sprintf("%d pods wait for nodes that are on their way, %d of them in this pool", inFlight, p.inFlight))
+			p.hold(CodeClaimsInFlight, fmt.Sprintf("%s for nodes that are on their way, %d of them in this pool", agree(inFlight, "pod waits", "pods wait"), p.inFlight))
 		}
 		for _, g := range groups {
 			e.explainGroup(p, g, all[g.class.ID], holds[p.Name])
 		}
 	}
+}
+
+// wanted counts the pods without a node that would fit on one of the pool.
+func wanted(groups []*group, p *poolRun) int {
+	n := 0
+	for _, g := range groups {
+		if placeable(g.class, p.template) == nil && shortage(g.class, p.Name, p.template.free) == nil {
+			n += len(g.pods)
+		}
+	}
+	return n
 }
 
 func join(a, b string) string {
@@ -200,12 +215,12 @@ func (e *evaluation) explainGroup(p *poolRun, g *group, all []*Pod, held *Guard)
 	case len(g.pods) == 0:
 	case held != nil:
 		p.proposed = true
-		p.held(held, Reason{CodeUnschedulablePods, fmt.Sprintf("%d pods like %s would fit on a new node", len(g.pods), g.pods[0].Ref())})
+		p.held(held, Reason{CodeUnschedulablePods, fmt.Sprintf("%s like %s would fit on a new node", count(len(g.pods), "pod"), g.pods[0].Ref())})
 		p.would = append(p.would, held.Lifts)
 	default:
 		p.proposed = true
 		limit := p.maxGuard()
-		text := fmt.Sprintf("%d pods like %s need more nodes: %s", len(g.pods), g.pods[0].Ref(), limit.Message)
+		text := fmt.Sprintf("%s like %s can't have a node: %s", count(len(g.pods), "pod"), g.pods[0].Ref(), limit.Message)
 		p.guard(limit)
 		p.hold(limit.code, text)
 		p.overruled = append(p.overruled, Reason{limit.code, text})

@@ -107,6 +107,17 @@ func (r Resources) share(all Resources) int64 {
 
 func percent(permille int64) string { return fmt.Sprintf("%d.%d%%", permille/10, permille%10) }
 
+// count is a number with its noun.
+func count(n int, noun string) string { return agree(n, noun, noun+"s") }
+
+// agree is a number with the words that agree with it.
+func agree(n int, one, many string) string {
+	if n == 1 {
+		return "1 " + one
+	}
+	return fmt.Sprintf("%d %s", n, many)
+}
+
 func cmpString(a, b string) int { return strings.Compare(a, b) }
 
 // cmpStrings compares pairs, the first that differs decides.

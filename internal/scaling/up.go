@@ -79,10 +79,10 @@ func (e *evaluation) upRequest(r Request) {
 		}
 		if want == 0 {
 			if target != r.Count {
-				e.refuse(r, boundCode(r.Count, target), "the pool has %d nodes, min is %d and max %d", p.size, p.Min, p.Max)
+				e.refuse(r, boundCode(r.Count, target), "the pool has %s, min is %d and max %d", count(p.size, "node"), p.Min, p.Max)
 				return
 			}
-			e.answer(r, Reason{CodeRequest, fmt.Sprintf("%s, asked for by %s: it has %d nodes", r.describe(), r.Actor, p.size)})
+			e.answer(r, Reason{CodeRequest, fmt.Sprintf("%s, asked for by %s: it has %s", r.describe(), r.Actor, count(p.size, "node"))})
 			return
 		}
 	}
@@ -107,9 +107,9 @@ func (e *evaluation) upRequest(r Request) {
 			e.defer_(r, Reason{g.code, g.Message})
 			return
 		}
-		capped := Reason{CodeAtMax, fmt.Sprintf("%s by %s asks for %d nodes, max %d allows %d", r.describe(), r.Actor, want, p.Max, got)}
+		capped := Reason{CodeAtMax, fmt.Sprintf("%s by %s asks for %s, max %d allows %d", r.describe(), r.Actor, count(want, "node"), p.Max, got)}
 		if got == 0 {
-			e.refuse(r, CodeAtMax, "pool %s has %d nodes, leaving ones included, of at most %d", p.Name, p.physical, p.Max)
+			e.refuse(r, CodeAtMax, "pool %s has %s, leaving ones included, of at most %d", p.Name, count(p.physical, "node"), p.Max)
 			return
 		}
 		p.overruled = append(p.overruled, capped)
@@ -131,7 +131,7 @@ func (e *evaluation) minimum(p *poolRun) {
 	if want > 0 {
 		rule.Verdict, rule.Delta = Up, want
 		p.proposed = true
-		why := Reason{CodeBelowMin, fmt.Sprintf("pool %s has %d nodes, its minimum is %d", p.Name, p.size, p.Min)}
+		why := Reason{CodeBelowMin, fmt.Sprintf("pool %s has %s, its minimum is %d", p.Name, count(p.size, "node"), p.Min)}
 		if g := e.upGuard(p, false); g != nil {
 			p.held(g, why)
 		} else if got := e.grow(p, want, CauseMinimum, why); got < want {
@@ -153,7 +153,7 @@ func (p *poolRun) capped(why Reason, want, got int) {
 	g := p.maxGuard()
 	p.guard(g)
 	p.hold(g.code, fmt.Sprintf("%s; %d more needed, pool %s may get %d: %s", why.Message, want, p.Name, got, g.Message))
-	p.overruled = append(p.overruled, Reason{g.code, fmt.Sprintf("%d of %d nodes: %s", want-got, want, why.Message)})
+	p.overruled = append(p.overruled, Reason{g.code, fmt.Sprintf("%d of %s: %s", want-got, count(want, "node"), why.Message)})
 	p.would = append(p.would, g.remedy(p))
 }
 
@@ -189,8 +189,8 @@ func (e *evaluation) alerts(p *poolRun) {
 				break
 			}
 			first := slices.MinFunc(alerts, func(a, b Alert) int { return a.StartsAt.Compare(b.StartsAt) })
-			text := Reason{CodeAlert, fmt.Sprintf("alert rule %s: %s fires since %s, %d alerts", r.Name,
-				first.Labels["alertname"], first.StartsAt.Format(time.RFC3339), len(alerts))}
+			text := Reason{CodeAlert, fmt.Sprintf("alert rule %s: %s fires since %s, %s", r.Name,
+				first.Labels["alertname"], first.StartsAt.Format(time.RFC3339), count(len(alerts), "alert"))}
 			if r.Amount > want {
 				if want > 0 {
 					p.overruled = append(p.overruled, why)
@@ -228,7 +228,7 @@ func (e *evaluation) alerts(p *poolRun) {
 			return
 		}
 		p.held(&Guard{Guard: "claims_in_flight", code: CodeClaimsInFlight, Value: fmt.Sprint(p.inFlight),
-			Message: fmt.Sprintf("%d nodes of pool %s are on their way already", p.inFlight, p.Name),
+			Message: fmt.Sprintf("%s in pool %s already", agree(p.inFlight, "new node is on the way", "new nodes are on the way"), p.Name),
 			Lifts:   "when they are Ready or have failed"}, why)
 		return
 	}

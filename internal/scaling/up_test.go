@@ -378,3 +378,28 @@ func TestANodeThatIsReadyCountsBeforeItsNotReadyTaintIsGone(t *testing.T) {
 		})
 	}
 }
+
+func TestARuleStillSaysWhatItWantsWhenAGuardHoldsIt(t *testing.T) {
+	t.Parallel()
+	for name, edit := range map[string]func(s *setup){
+		"a pause": func(s *setup) { s.apply(Paused{Pool: "a", Actor: "bob", Reason: "work"}) },
+		"max":     func(s *setup) { s.policy.Pools[0].Max = 0 },
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			s := newSetup(t, testPool("a"))
+			edit(s)
+			s.class("web", 400)
+			s.pods("web", "", 1)
+			d := only(t, s.evaluate())
+			require.Equal(t, Held, d.Verdict)
+			require.Len(t, d.Guards, 1)
+			for _, r := range d.Rules {
+				if r.Kind == RuleUnschedulable {
+					require.Equal(t, Up, r.Verdict)
+					require.Equal(t, "1 pod would fit on more nodes of this pool", r.Message)
+				}
+			}
+		})
+	}
+}
