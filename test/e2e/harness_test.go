@@ -119,6 +119,7 @@ type pool struct {
 	Unneeded   string // default 2s
 	DrainLimit string // default 60s
 	Register   string // default 60s
+	UpCooldown string // default 5s
 }
 
 // newProduct writes the configuration of a cluster with one pool. Its nodes
@@ -156,6 +157,7 @@ func (p *product) writeConfig(pl pool) {
 	def(&pl.Unneeded, "2s")
 	def(&pl.DrainLimit, "60s")
 	def(&pl.Register, "60s")
+	def(&pl.UpCooldown, "5s")
 	text := fmt.Sprintf(`clusters:
   - name: %[1]s
     kubeconfig: %[2]s
@@ -174,7 +176,7 @@ func (p *product) writeConfig(pl pool) {
         register_deadline: %[16]s
         backoff: {initial: 3s, max: 10s}
         drain: {deadline: %[15]s}
-        scale_up: {cooldown: 5s}
+        scale_up: {cooldown: %[21]s}
         scale_down: {unneeded: %[14]s, delay_after_add: 2s, delay_after_failure: 2s, cooldown: 1s, stabilization: 2s, min_lifetime: 1s}
         docker:
           host: %[11]s
@@ -192,7 +194,7 @@ api:
 telemetry: {log_level: debug, log_format: text}
 `, p.cluster, world.ReaderKubeconfig, world.ActorKubeconfig, world.APIServerURLForNodes, pl.TokenFile,
 		pl.Name, pl.Min, pl.Max, pl.CPU, pl.Memory, world.DockerHost, world.Network, pl.Image,
-		pl.Unneeded, pl.DrainLimit, pl.Register, pl.Docker, pl.Extra, pl.Policy, strings.TrimPrefix(p.url, "http://"))
+		pl.Unneeded, pl.DrainLimit, pl.Register, pl.Docker, pl.Extra, pl.Policy, strings.TrimPrefix(p.url, "http://"), pl.UpCooldown)
 	require.NoError(p.t, os.WriteFile(p.config, []byte(text), 0o600))
 }
 

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -69,10 +70,11 @@ func TestAPrometheusRuleThatFiresAddsANode(t *testing.T) {
 	ready := payloads[events.NodeReady](t, p)
 	require.Len(t, ready, 1)
 	t.Logf("latency: sample → Ready %.2f s", total.Seconds())
-	t.Logf("  sample → webhook      %6.2f s", alerts[0].ReceivedAt.Sub(began).Seconds())
-	for _, s := range ready[0].Stages {
-		t.Logf("  %-20s %6.2f s", s.Name, s.Seconds)
-	}
+	t.Logf("  sample → alert fires          %6.2f s  (scrape, rule, for: 1s)", alerts[0].StartsAt.Sub(began).Seconds())
+	t.Logf("  alert fires → webhook         %6.2f s  (Alertmanager)", alerts[0].ReceivedAt.Sub(alerts[0].StartsAt).Seconds())
+	claim := payloads[events.NodeClaimed](t, p)[0]
+	t.Logf("  webhook → decided             %6.2f s", claim.ClaimedAt.Sub(alerts[0].ReceivedAt).Seconds())
+	logStages(t, p)
 
 	// The life of the node has one correlation id, from the claim on.
 	life := events.Extension(p.history(events.TypeNodeClaimed)[0], events.ExtCorrelationID)
@@ -81,6 +83,27 @@ func TestAPrometheusRuleThatFiresAddsANode(t *testing.T) {
 		require.Equal(t, life, events.Extension(p.history(typ)[0], events.ExtCorrelationID), typ)
 	}
 	assertNoTokenInContainer(t, p)
+}
+
+// logStages prints how long the stages of the nodes took, from what woke the
+// decision ("decided" is from the start of the need) to Ready.
+func logStages(t *testing.T, p *product) {
+	t.Helper()
+	var names []string
+	took := map[string][]float64{}
+	for _, n := range payloads[events.NodeReady](t, p) {
+		for _, s := range n.Stages {
+			if took[s.Name] == nil {
+				names = append(names, s.Name)
+			}
+			took[s.Name] = append(took[s.Name], s.Seconds)
+		}
+	}
+	for _, name := range names {
+		all := took[name]
+		slices.Sort(all)
+		t.Logf("  stage %-12s median %6.2f s, longest %6.2f s (%d nodes)", name, all[len(all)/2], all[len(all)-1], len(all))
+	}
 }
 
 // The join token is in a file of the container, nowhere that inspect shows.
@@ -115,6 +138,7 @@ func TestADeploymentThatDoesNotFitGetsExactlyTheNodesItNeeds(t *testing.T) {
 	require.Equal(t, 4, ready)
 	never(t, 3*time.Second, "a fifth claim", func() bool { return len(p.history(events.TypeNodeClaimed)) > 4 })
 	require.Len(t, containers(t, p.cluster), 4)
+	logStages(t, p)
 
 	// What the kubelet offers to pods is what the pool says.
 	for _, n := range names {
@@ -136,6 +160,7 @@ func TestABurstOfThirtyPodsGetsThirtyClaims(t *testing.T) {
 	require.Len(t, p.history(events.TypeNodeClaimed), 30)
 	require.Len(t, containers(t, p.cluster), 30)
 	require.Empty(t, p.history(events.TypeNodeFailed))
+	logStages(t, p)
 }
 
 // h. People ask, and the trail says who and why.

@@ -26,7 +26,9 @@ func alertBody(fingerprint, startsAt string, truncated int) []byte {
 
 // g. What Alertmanager may do to a webhook.
 func TestTheWebhookTakesWhatAlertmanagerSends(t *testing.T) {
-	p := newProduct(t, "e2e-g", pool{Max: 3, Policy: alertPolicy})
+	// An alert that goes on firing asks again after the cooldown; here it must
+	// be the second and the late post that could have asked twice.
+	p := newProduct(t, "e2e-g", pool{Max: 3, Policy: alertPolicy, UpCooldown: "10m"})
 	p.start()
 	starts := time.Now().UTC().Format(time.RFC3339)
 
@@ -38,6 +40,8 @@ func TestTheWebhookTakesWhatAlertmanagerSends(t *testing.T) {
 	eventually(t, 90*time.Second, "one node", readyNodes(t, p, 1))
 	require.Equal(t, 2, p.post(body).StatusCode/100)
 	require.Len(t, payloads[events.AlertReceived](t, p), 1, "retries collapse into one event")
+	never(t, 3*time.Second, "a second action", func() bool { return len(p.history(events.TypeNodeClaimed)) > 1 })
+	require.Len(t, p.history(events.TypeScaleupDecided), 1)
 
 	// Truncated: accepted and recorded.
 	require.Equal(t, 2, p.post(alertBody("00000000000000a2", starts, 7)).StatusCode/100)
