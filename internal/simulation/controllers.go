@@ -5,6 +5,7 @@ import (
 	"hash/fnv"
 	"slices"
 	"strconv"
+	"time"
 
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
@@ -123,7 +124,7 @@ func (w *World) runReplicaSets() {
 }
 
 // lessWanted orders pods by who goes first when a set shrinks: without a node,
-// not running, not ready, younger.
+// not running, not ready, ready for a shorter time, younger.
 func lessWanted(a, b *corev1.Pod) int {
 	rank := func(ok bool) int {
 		if ok {
@@ -135,8 +136,18 @@ func lessWanted(a, b *corev1.Pod) int {
 		cmp.Compare(rank(a.Spec.NodeName != ""), rank(b.Spec.NodeName != "")),
 		cmp.Compare(rank(a.Status.Phase == corev1.PodRunning), rank(b.Status.Phase == corev1.PodRunning)),
 		cmp.Compare(rank(ready(a)), rank(ready(b))),
+		readySince(b).Compare(readySince(a)),
 		b.CreationTimestamp.Compare(a.CreationTimestamp.Time),
 	)
+}
+
+func readySince(p *corev1.Pod) time.Time {
+	for _, c := range p.Status.Conditions {
+		if c.Type == corev1.PodReady && c.Status == corev1.ConditionTrue {
+			return c.LastTransitionTime.Time
+		}
+	}
+	return time.Time{}
 }
 
 func (w *World) createPod(t *corev1.PodTemplateSpec, namespace, prefix string, owner *metav1.OwnerReference, edit func(*corev1.Pod)) {
