@@ -220,11 +220,11 @@ func (s *Server) listDecisions(ctx context.Context, in *struct {
 func (s *Server) listAudit(ctx context.Context, in *struct {
 	AuditFilter
 	TypeFilter
-	Node        string   `query:"node" doc:"Only about this node" maxLength:"253"`
-	Correlation string   `query:"correlation" doc:"Only of this correlation id: one node's life" maxLength:"200"`
-	Causation   string   `query:"causation" doc:"Only what this event id led to" maxLength:"200"`
-	Actor       string   `query:"actor" doc:"Only what this person or tool asked for" maxLength:"200"`
-	Full        bool     `query:"full" doc:"With the whole events"`
+	Node        string `query:"node" doc:"Only about this node" maxLength:"253"`
+	Correlation string `query:"correlation" doc:"Only of this correlation id: one node's life" maxLength:"200"`
+	Causation   string `query:"causation" doc:"Only what this event id led to" maxLength:"200"`
+	Actor       string `query:"actor" doc:"Only what this person or tool asked for" maxLength:"200"`
+	Full        bool   `query:"full" doc:"With the whole events"`
 }) (*body[Page[AuditRecord]], error) {
 	q, err := in.query(s.o.Clock.Now())
 	if err != nil {

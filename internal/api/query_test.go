@@ -108,6 +108,8 @@ func TestListingsAreFiltered(t *testing.T) {
 	require.Equal(t, []string{"node.removed", "node.created", "node.claimed"}, audits("?type=node.*"))
 	require.Equal(t, []string{"node.claimed"}, audits("?type=node.claimed&type=scale.requested&correlation=life"))
 	require.Equal(t, []string{"node.claimed"}, audits("?causation=ev-1"))
+	require.Equal(t, []string{"node.created", "node.claimed"}, audits("?type=node.*&exclude=node.removed"))
+	require.Len(t, audits("?exclude=snapshot.*&exclude=of-a-newer-client"), 10)
 	require.Equal(t, []string{"pool.paused", "scale.requested"}, audits("?actor=ada@k"))
 	require.Empty(t, audits("?until=2025-03-01T11:00:00Z"))
 	require.Len(t, audits("?since=1h"), 11)
@@ -155,6 +157,8 @@ func TestEventsWithoutABeginningAreTheNewest(t *testing.T) {
 	require.Less(t, len(p.Items[1].Event), 1500)
 	p = get[Page[Entry]](t, b, "/v1/events?limit=1&full=true&type=snapshot.captured")
 	require.False(t, p.Items[0].Truncated)
+	p = get[Page[Entry]](t, b, "/v1/events?limit=1&exclude=snapshot.*")
+	require.Equal(t, uint64(10), p.Items[0].Sequence)
 	p = get[Page[Entry]](t, b, "/v1/events?node=burst-a&cluster=home")
 	require.Len(t, p.Items, 2)
 	require.Empty(t, get[Page[Entry]](t, setup(t), "/v1/events").Items)
@@ -164,7 +168,7 @@ func TestQueriesThatMeanNothingAreRefused(t *testing.T) {
 	t.Parallel()
 	b := story(t)
 	for path, status := range map[string]int{
-		"/v1/events?type=nope": 422, "/v1/events?since=soon": 422, "/v1/events?cursor=x": 400, "/v1/events?node=A": 422, "/v1/events?cluster=A": 422,
+		"/v1/events?type=nope": 422, "/v1/events?type=node.ready&exclude=node.*": 422, "/v1/events?since=soon": 422, "/v1/events?cursor=x": 400, "/v1/events?node=A": 422, "/v1/events?cluster=A": 422,
 		"/v1/events?limit=0": 422, "/v1/audit?type=nope": 422, "/v1/audit?since=x&until=y": 422, "/v1/audit?cursor=x": 400, "/v1/audit/none": 404,
 		"/v1/decisions?verdict=maybe": 422, "/v1/decisions?since=x": 422, "/v1/audit?limit=5000": 422, "/v1/deadletters?handler=x": 422,
 		"/v1/stream?type=nope": 422, "/v1/stream?since=x": 422, "/v1/stream?colour=red": 422,

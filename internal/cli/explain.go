@@ -83,7 +83,9 @@ func (a *app) explanation(w io.Writer, x api.Explanation) error {
 		l.add(2, "It asks for %s.", amounts(x.Pod.Requests))
 	}
 	for i, d := range x.Decisions {
-		l.WriteByte('\n')
+		if i < 2 || x.Kind == api.KindDecision {
+			l.WriteByte('\n')
+		}
 		if i == 0 || x.Kind == api.KindDecision {
 			if err := a.decision(&l, d); err != nil {
 				return err
@@ -93,7 +95,7 @@ func (a *app) explanation(w io.Writer, x api.Explanation) error {
 		if i == 1 {
 			l.add(0, "Before that")
 		}
-		l.wrap(2, fmt.Sprintf("%s  %s %s: %s  (%s)", clockTime(d.StreamTime), d.Verdict, signed(d.Delta), d.Reason.Message, d.ID))
+		l.wrap(2, fmt.Sprintf("%s %s: %s (%s)", clockTime(d.StreamTime), strings.TrimSpace(d.Verdict+" "+signed(d.Delta)), d.Reason.Message, d.ID))
 	}
 	if len(x.Timeline) > 0 {
 		l.WriteByte('\n')
@@ -121,6 +123,9 @@ func whoWhy(r api.AuditRecord) string {
 	text := r.Reason
 	if r.Message != "" {
 		text = strings.TrimPrefix(text+": ", ": ") + r.Message
+	}
+	if text == "" && len(r.Event) > 0 {
+		return parse(api.Entry{Event: r.Event}).what
 	}
 	if r.Actor != "" {
 		text = strings.TrimSuffix(r.Actor+": "+text, ": ")

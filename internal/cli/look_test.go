@@ -91,6 +91,9 @@ func TestExplain(t *testing.T) {
 		}}
 	golden(t, "explain-node", b.ok(t, "explain", "node/burst-0a1b2c3d4e"))
 
+	alert := entries(t)[0]
+	b.answers["/v1/explain"] = api.Explanation{Subject: "alert/QueueBacklog", Kind: "alert", Summary: "It fires.", Timeline: []api.AuditRecord{{Type: events.TypeAlertReceived, Key: "_cluster", StreamTime: t0, Event: alert.Event}}}
+	require.Contains(t, b.ok(t, "explain", "alert/QueueBacklog"), "firing QueueBacklog")
 	b.answers["/v1/explain"] = api.Explanation{Subject: "older", Kind: "decision", Cluster: "home", Summary: "Decision: add 2 nodes.", Decisions: []api.DecisionRecord{up}}
 	golden(t, "explain-decision", b.ok(t, "explain", "older"))
 	b.answers["/v1/explain"] = api.Explanation{Subject: "pod/default/web", Kind: "pod", Summary: "Pod default/web finds no node.", Pod: &api.Pod{Requests: events.Resources{CPUMilli: 1500, MemoryBytes: 1 << 30}}}
@@ -131,7 +134,12 @@ func TestEventsListAndTail(t *testing.T) {
 	b.answers["/v1/events"] = api.Page[api.Entry]{Items: entries(t)}
 	golden(t, "events", b.ok(t, "events", "list", "--type", "node.*", "--type", "alert.received", "--node", "n1", "--since", "1h", "--full"))
 	require.Contains(t, b.asked[0], "type=node.%2A&type=alert.received")
+	require.NotContains(t, b.asked[0], "exclude", "what is named is shown")
 	b.answers["/v1/events"] = api.Page[api.Entry]{}
+	b.ok(t, "events", "list", "--all")
+	require.NotContains(t, b.asked[1], "exclude")
+	b.ok(t, "events", "list")
+	require.Contains(t, b.asked[2], "exclude=snapshot.%2A&exclude=decision.checkpointed", "without end, and of little interest")
 	require.Equal(t, "no events\n", b.ok(t, "events", "list"))
 
 	for format, want := range map[string]string{"table": "12:00:07  node.ready", "json": `{"sequence":7,`, "yaml": "---\n"} {
