@@ -58,8 +58,9 @@ env-test: ## Unit tests of the test environment's own modules
 	cd test/env/k8s && GOWORK=off CGO_ENABLED=0 go test ./agent/...
 
 .PHONY: soak
-soak: ## The full counts of the randomised tests
-	SOAK=1 go test -count=1 -timeout 120m -v -run 'Soak|Chaos|Processes' ./bus/...
+soak: ## Repeat what depends on chance: processes killed and frozen, properties of decisions and snapshots
+	go test -count=25 -timeout 60m -run 'Processes|Frozen|Killed' ./bus
+	go test -count=1 -timeout 60m ./internal/scaling ./events ./internal/collector -rapid.checks=10000
 
 .PHONY: bench
 bench: ## Measure; median of 5, with targets

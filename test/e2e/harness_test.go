@@ -129,6 +129,7 @@ func newProduct(t *testing.T, cluster string, p pool) *product {
 	t.Helper()
 	pr := &product{t: t, cluster: cluster, dir: t.TempDir(), url: "http://" + freeAddress(t)}
 	pr.config, pr.token = filepath.Join(pr.dir, "config.yaml"), filepath.Join(pr.dir, "api.token")
+	removeAll(t, cluster) // what a run that was cut off left
 	pr.mustCLI("key", "new", "--file", pr.token)
 	pr.writeConfig(p)
 	t.Cleanup(func() {
