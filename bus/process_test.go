@@ -2,6 +2,7 @@ package bus_test
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -53,6 +54,9 @@ type childSpec struct {
 	// KillOn is the id of the event on which the handler kills its process.
 	KillOn string
 	Apply  bool // change a record and emit an event
+	// AckWait is longer where a process that is merely slow must not be taken for
+	// dead: several processes share the cores with whatever else runs.
+	AckWait time.Duration
 }
 
 func runChild(raw string) error {
@@ -71,9 +75,11 @@ func runChild(raw string) error {
 	say := func(what string, e events.Event) {
 		_, _ = fmt.Fprintf(log, "%s %s %s\n", spec.Name, what, e.ID())
 	}
+	times := bustest.Times()
+	times.AckWait = cmp.Or(spec.AckWait, times.AckWait)
 	b, err := bus.Open(ctx, bus.Options{
 		URL: spec.URL, Connect: []nats.Option{nats.Token(token)}, Instance: spec.Name,
-		Times: bustest.Times(), MaxBytes: 256 << 20, MaxAttempts: 3,
+		Times: times, MaxBytes: 256 << 20, MaxAttempts: 3,
 		OnStep: func(step string) {
 			if step == spec.KillAt {
 				die()
@@ -176,6 +182,12 @@ func (f *fleet) lines() []line {
 	return out
 }
 
+// eventually waits for something in the log, which is read as a whole each time.
+func (f *fleet) eventually(ok func() bool, msg string) {
+	f.t.Helper()
+	require.Eventually(f.t, ok, time.Minute, 50*time.Millisecond, msg)
+}
+
 func (f *fleet) find(who, what string) (string, bool) {
 	for _, l := range f.lines() {
 		if l.who == who && l.what == what {
@@ -242,17 +254,17 @@ func TestThreeProcessesOneKilledMidMessageLoseAndReorderNothing(t *testing.T) {
 	t.Parallel()
 	const nodes, each = 40, 40
 	f := newFleet(t)
-	victim := f.start(childSpec{Name: "victim", HoldAt: 30})
-	f.start(childSpec{Name: "second"})
-	f.start(childSpec{Name: "third"})
+	victim := f.start(childSpec{Name: "victim", HoldAt: 10, AckWait: 3 * time.Second})
+	f.start(childSpec{Name: "second", AckWait: 3 * time.Second})
+	f.start(childSpec{Name: "third", AckWait: 3 * time.Second})
 	f.publish(nodes, 0, each/2)
-	eventually(t, func() bool { _, ok := f.find("victim", "holds"); return ok }, "the victim is in the middle of a message")
+	f.eventually(func() bool { _, ok := f.find("victim", "holds"); return ok }, "the victim is in the middle of a message")
 	held, _ := f.find("victim", "holds")
 	require.NoError(t, victim.Process.Kill())
 	err := victim.Wait()
 	require.ErrorContains(t, err, "signal: killed")
 	f.publish(nodes, each/2, each)
-	eventually(t, func() bool { return len(f.done()) == nodes*each }, "all 1,600 events are handled")
+	f.eventually(func() bool { return len(f.done()) == nodes*each }, "all 1,600 events are handled")
 
 	f.requireOrder("victim")
 	who := map[string]int{}
@@ -277,14 +289,14 @@ func TestAFrozenProcessDisturbsNobodyWhenItThaws(t *testing.T) {
 	t.Parallel()
 	const nodes, each = 20, 20
 	f := newFleet(t)
-	frozen := f.start(childSpec{Name: "frozen", HoldAt: 5})
+	frozen := f.start(childSpec{Name: "frozen", HoldAt: 5, AckWait: 1500 * time.Millisecond})
 	f.publish(nodes, 0, 2)
-	eventually(t, func() bool { _, ok := f.find("frozen", "holds"); return ok }, "it is in the middle of a message")
+	f.eventually(func() bool { _, ok := f.find("frozen", "holds"); return ok }, "it is in the middle of a message")
 	held, _ := f.find("frozen", "holds")
 	// A handler that was about to begin can't be kept from beginning when the
 	// process thaws: everything but the held partition comes to rest first.
 	heldNode, _, _ := strings.Cut(held, ".")
-	eventually(t, func() bool {
+	f.eventually(func() bool {
 		done := f.done()
 		for n := range nodes {
 			node := "n" + num(n)
@@ -295,16 +307,16 @@ func TestAFrozenProcessDisturbsNobodyWhenItThaws(t *testing.T) {
 		return true
 	}, "all other partitions are at rest")
 	require.NoError(t, frozen.Process.Signal(syscall.SIGSTOP))
-	f.start(childSpec{Name: "other"})
+	f.start(childSpec{Name: "other", AckWait: 1500 * time.Millisecond})
 	// Its open pulls attract messages for a while: those wait in its buffers.
 	f.publish(nodes, 2, each)
-	eventually(t, func() bool { return len(f.done()) == nodes*each }, "the other process handles everything")
+	f.eventually(func() bool { return len(f.done()) == nodes*each }, "the other process handles everything")
 	require.Equal(t, 1, f.done()[held])
 	before := len(f.lines())
 	require.NoError(t, frozen.Process.Signal(syscall.SIGCONT))
-	eventually(t, func() bool { e, ok := f.find("frozen", "lost"); return ok && e == held }, "its handler is told that it lost the message")
+	f.eventually(func() bool { e, ok := f.find("frozen", "lost"); return ok && e == held }, "its handler is told that it lost the message")
 	f.publish(nodes, each, each+5)
-	eventually(t, func() bool { return len(f.done()) == nodes*(each+5) }, "both go on")
+	f.eventually(func() bool { return len(f.done()) == nodes*(each+5) }, "both go on")
 	f.requireOrder("frozen")
 	for _, l := range f.lines()[before:] {
 		if l.who == "frozen" && l.what == "start" {
@@ -327,7 +339,7 @@ func TestKilledAtEachStepAProcessLosesAndDoublesNothing(t *testing.T) {
 			require.ErrorContains(t, victim.Wait(), "signal: killed", "the step is reached")
 			require.Empty(t, f.done())
 			f.start(childSpec{Name: "next", Apply: true})
-			eventually(t, func() bool { return len(f.done()) == 3 }, "all is handled")
+			f.eventually(func() bool { return len(f.done()) == 3 }, "all is handled")
 			var reasons []string
 			for d, err := range f.b.Read(ctxT(t), bus.ReadOptions{}) {
 				require.NoError(t, err)
@@ -364,7 +376,7 @@ func TestAProcessThatIsToldToStopHandsItsMessageBack(t *testing.T) {
 	f := newFleet(t)
 	first := f.start(childSpec{Name: "first", HoldAt: 1})
 	f.publish(1, 0, 1)
-	eventually(t, func() bool { _, ok := f.find("first", "holds"); return ok }, "it is in the middle of a message")
+	f.eventually(func() bool { _, ok := f.find("first", "holds"); return ok }, "it is in the middle of a message")
 	begin := time.Now()
 	require.NoError(t, first.Process.Signal(syscall.SIGTERM))
 	// Its handler returns nil when its context ends: that is a result, and in time.
