@@ -9,8 +9,6 @@ import (
 	"fmt"
 	"maps"
 	"slices"
-	"strings"
-	"sync"
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/utils/clock"
@@ -39,44 +37,18 @@ type Fault struct {
 type Options struct {
 	World   *simulation.World
 	Cluster string
+	// Engine keeps the machines of several providers. Default: one of its own.
+	Engine *Engine
 	// Fault says how the machine of a Spec misbehaves; nil: none does.
 	Fault func(provider.Spec) Fault
 	Clock clock.PassiveClock // default: the real one
 }
 
-// Provider keeps its machines in memory, as a Docker engine would keep them
-// while this process comes and goes.
+// Provider makes the machines of one cluster on an Engine. It is safe for
+// concurrent use, and so are several of them on one Engine.
 type Provider struct {
-	o Options
-
-	mu       sync.Mutex // guards what follows, also within the machines
-	machines map[string]*machine
-	made     int
-}
-
-type machine struct {
-	provider.Machine
-	spec provider.Spec
-	log  lines
-}
-
-// lines is what an agent wrote. It has a lock of its own, since the first line
-// comes from within Start.
-type lines struct {
-	mu  sync.Mutex
-	all []string
-}
-
-func (l *lines) add(line string) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.all = append(l.all, line)
-}
-
-func (l *lines) String() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return strings.Join(l.all, "\n")
+	o      Options
+	engine *Engine
 }
 
 var _ provider.NodeProvider = (*Provider)(nil)
@@ -96,36 +68,58 @@ func New(o Options) (*Provider, error) {
 	if o.Clock == nil {
 		o.Clock = clock.RealClock{}
 	}
-	return &Provider{o: o, machines: map[string]*machine{}}, errors.Join(errs...)
+	if o.Engine == nil {
+		o.Engine = &Engine{}
+	}
+	if err := errors.Join(errs...); err != nil {
+		return nil, fmt.Errorf("simulated provider: %w", err)
+	}
+	return &Provider{o: o, engine: o.Engine}, nil
 }
 
 // Create implements provider.NodeProvider.
 func (p *Provider) Create(_ context.Context, s provider.Spec) (provider.Machine, error) {
 	if err := s.Validate(); err != nil {
-		return provider.Machine{}, err
+		return provider.Machine{}, fmt.Errorf("create machine %s: %w", s.Name, err)
 	}
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if m := p.machines[s.Name]; m != nil {
+	if s.Cluster != p.o.Cluster {
+		return provider.Machine{}, fmt.Errorf("create machine %s: %w: it is for cluster %s, this provider is for %s", s.Name, provider.ErrRefused, s.Cluster, p.o.Cluster)
+	}
+	e := p.engine
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if m := e.machines[s.Name]; m != nil {
 		if m.Cluster != s.Cluster || m.ClaimID != s.ClaimID || m.Epoch != s.Epoch {
 			return provider.Machine{}, fmt.Errorf("create machine %s: %w: it belongs to claim %s of cluster %s", s.Name, provider.ErrNameTaken, m.ClaimID, m.Cluster)
 		}
 		return m.Machine, nil
 	}
-	p.made++
+	e.made++
 	m := &machine{spec: s, Machine: provider.Machine{
-		Name: s.Name, ID: fmt.Sprintf("sim-%06d", p.made), Host: Host, Image: Image, Cluster: s.Cluster, Pool: s.Pool,
+		Name: s.Name, ID: fmt.Sprintf("sim-%06d", e.made), Host: Host, Image: Image, Cluster: s.Cluster, Pool: s.Pool,
 		ClaimID: s.ClaimID, Epoch: s.Epoch, State: provider.Created, CreatedAt: p.o.Clock.Now().UTC(),
 	}}
-	p.machines[s.Name] = m
+	if e.machines == nil {
+		e.machines = map[string]*machine{}
+	}
+	e.machines[s.Name] = m
 	return m.Machine, nil
+}
+
+// ours returns the machine of that name if it belongs to this cluster. The
+// caller holds the engine's lock.
+func (p *Provider) ours(name string) *machine {
+	if m := p.engine.machines[name]; m != nil && m.Cluster == p.o.Cluster {
+		return m
+	}
+	return nil
 }
 
 // Start implements provider.NodeProvider.
 func (p *Provider) Start(_ context.Context, name string) error {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	m := p.machines[name]
+	p.engine.mu.Lock()
+	defer p.engine.mu.Unlock()
+	m := p.ours(name)
 	switch {
 	case m == nil:
 		return fmt.Errorf("start machine %s: %w", name, provider.ErrNotFound)
@@ -157,9 +151,9 @@ func (p *Provider) Start(_ context.Context, name string) error {
 
 // Stop implements provider.NodeProvider.
 func (p *Provider) Stop(_ context.Context, name string) error {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	m := p.machines[name]
+	p.engine.mu.Lock()
+	defer p.engine.mu.Unlock()
+	m := p.ours(name)
 	if m == nil {
 		return fmt.Errorf("stop machine %s: %w", name, provider.ErrNotFound)
 	}
@@ -172,22 +166,22 @@ func (p *Provider) Stop(_ context.Context, name string) error {
 
 // Delete implements provider.NodeProvider.
 func (p *Provider) Delete(_ context.Context, name string) error {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	m := p.machines[name]
+	p.engine.mu.Lock()
+	defer p.engine.mu.Unlock()
+	m := p.ours(name)
 	if m == nil {
 		return fmt.Errorf("delete machine %s: %w", name, provider.ErrNotFound)
 	}
 	p.o.World.StopAgent(m.ID)
-	delete(p.machines, name)
+	delete(p.engine.machines, name)
 	return nil
 }
 
 // Get implements provider.NodeProvider.
 func (p *Provider) Get(_ context.Context, name string) (provider.Machine, error) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	m := p.machines[name]
+	p.engine.mu.Lock()
+	defer p.engine.mu.Unlock()
+	m := p.ours(name)
 	if m == nil {
 		return provider.Machine{}, fmt.Errorf("look at machine %s: %w", name, provider.ErrNotFound)
 	}
@@ -196,10 +190,10 @@ func (p *Provider) Get(_ context.Context, name string) (provider.Machine, error)
 
 // List implements provider.NodeProvider.
 func (p *Provider) List(context.Context) ([]provider.Machine, error) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
+	p.engine.mu.Lock()
+	defer p.engine.mu.Unlock()
 	var out []provider.Machine
-	for _, m := range p.machines {
+	for _, m := range p.engine.machines {
 		if m.Cluster == p.o.Cluster {
 			out = append(out, m.Machine)
 		}
@@ -210,12 +204,11 @@ func (p *Provider) List(context.Context) ([]provider.Machine, error) {
 
 // Logs implements provider.NodeProvider. A simulated agent knows no secret.
 func (p *Provider) Logs(_ context.Context, name string, maxBytes int) (string, error) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	m := p.machines[name]
+	p.engine.mu.Lock()
+	defer p.engine.mu.Unlock()
+	m := p.ours(name)
 	if m == nil {
 		return "", fmt.Errorf("read log of machine %s: %w", name, provider.ErrNotFound)
 	}
-	s := m.log.String()
-	return s[max(0, len(s)-maxBytes):], nil
+	return m.log.last(maxBytes), nil
 }
