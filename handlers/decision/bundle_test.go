@@ -184,7 +184,7 @@ func (b *testBundle) node(name string) {
 	at := b.now.Add(-24*time.Hour + time.Duration(len(b.objects.Nodes))*time.Minute)
 	size := testPolicy().Pools[0].Size
 	b.objects.Nodes = append(b.objects.Nodes, events.SnapshotNode{Name: name, UID: "uid-" + name, CreatedAt: at, Ready: "True", ReadySince: at,
-		Labels: map[string]string{events.LabelPool: "a", events.LabelClaim: "claim-" + name}, Capacity: size, Allocatable: size})
+		Labels: map[string]string{events.LabelCluster: testCluster, events.LabelPool: "a", events.LabelClaim: "claim-" + name}, Capacity: size, Allocatable: size})
 	b.objects.Records = append(b.objects.Records, events.NodeRecord{Name: name, Pool: "a", ClaimID: "claim-" + name, Phase: "ready",
 		CorrelationID: "life-of-" + name, ClaimedAt: at, ReadyAt: at})
 }

@@ -403,3 +403,19 @@ func TestARuleStillSaysWhatItWantsWhenAGuardHoldsIt(t *testing.T) {
 		})
 	}
 }
+
+// Two autoscalers may share an API server: the other's nodes are capacity, but
+// they neither count for a pool of ours nor can they be removed.
+func TestNodesOfAnotherAutoscalerAreNotOurs(t *testing.T) {
+	t.Parallel()
+	p := testPool("p")
+	p.Max = 1
+	s := newSetup(t, p)
+	s.node("p", "theirs")
+	s.nodeOf("theirs").Labels[LabelCluster] = "another"
+	s.obs.Records = nil
+	s.class("big", 900)
+	s.pods("big", "theirs", 1)
+	s.pods("big", "", 1)
+	require.Len(t, s.evaluate().Claims, 1, "their node takes no place of ours")
+}

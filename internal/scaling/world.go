@@ -67,7 +67,7 @@ func newWorld(o Observation, s State) *world {
 		w.records[o.Records[i].Name] = &o.Records[i]
 	}
 	for i := range o.Nodes {
-		w.addReal(&o.Nodes[i], s)
+		w.addReal(&o.Nodes[i], o.Cluster, s)
 	}
 	for i := range o.Pods {
 		if p := &o.Pods[i]; p.Phase != string(corev1.PodSucceeded) && p.Phase != string(corev1.PodFailed) {
@@ -104,13 +104,16 @@ func countPod(c *PodClass) *PodClass {
 	return &out
 }
 
-func (w *world) addReal(n *Node, s State) {
+// addReal puts a node into the world as it is. One that carries the claim of
+// another autoscaler on the same API server is capacity, and no more.
+func (w *world) addReal(n *Node, cluster string, s State) {
+	ours := n.Labels[LabelClaim] != "" && n.Labels[LabelCluster] == cluster
 	sn := &simNode{name: n.Name, node: n, record: w.records[n.Name], labels: n.Labels, taints: lasting(*n),
 		alloc: n.Allocatable.clone(), free: n.Allocatable.clone(), pool: n.Labels[LabelPool]}
 	if sn.record != nil {
 		sn.pool = sn.record.Pool
-		sn.owned = n.Labels[LabelClaim] != "" && n.Labels[LabelClaim] == sn.record.ClaimID
-	} else if n.Labels[LabelClaim] == "" {
+		sn.owned = ours && n.Labels[LabelClaim] == sn.record.ClaimID
+	} else if !ours {
 		sn.pool = ""
 	}
 	if c, ok := s.Claims[n.Name]; ok && sn.record == nil {

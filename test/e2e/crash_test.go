@@ -22,7 +22,7 @@ import (
 )
 
 // parallelLives is how many crash lives run at once.
-const parallelLives = 6
+const parallelLives = 4
 
 // f. Killed at every step from claim to Ready and from cordon to removal, the
 // product finishes its work after a restart: one container for the claim,
