@@ -211,7 +211,7 @@ func (a *app) actAndWait(ctx context.Context, cl *client, f actFlags, id string,
 	defer cancel()
 	o := &outcome{id: id, onNode: onNode, nodes: map[string]string{}, say: func(e api.Entry) error {
 		x := parse(e)
-		_, err := fmt.Fprintln(a.Stdout, strings.TrimRight(fmt.Sprintf("%s  %-22s  %-22s  %s", clockTime(e.StreamTime), x.name, x.about, x.what), " "))
+		_, err := fmt.Fprintln(a.Stdout, strings.TrimRight(fmt.Sprintf("%s  %-23s  %-22s  %s", clockTime(e.StreamTime), x.name, x.about, x.what), " "))
 		return err
 	}}
 	err := a.follow(ctx, cl, query("cluster", f.cluster), func() error {

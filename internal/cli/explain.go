@@ -3,6 +3,7 @@ package cli
 import (
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -100,9 +101,17 @@ func (a *app) explanation(w io.Writer, x api.Explanation) error {
 	if len(x.Timeline) > 0 {
 		l.WriteByte('\n')
 		l.add(0, "What happened")
-		t := newColumns(&l, "TIME", "EVENT", "NODE", "WHO AND WHY")
+		head := []string{"TIME", "EVENT", "NODE", "WHAT, WHO AND WHY"}
+		if x.Kind == api.KindNode {
+			head = slices.Delete(head, 2, 3)
+		}
+		t := newColumns(&l, head...)
 		for _, r := range x.Timeline {
-			t.row(clockTime(r.StreamTime), short(r.Type), nodeOf(r.Key), whoWhy(r))
+			cells := []string{clockTime(r.StreamTime), short(r.Type), nodeOf(r.Key), whoWhy(r)}
+			if x.Kind == api.KindNode {
+				cells = slices.Delete(cells, 2, 3)
+			}
+			t.row(cells...)
 		}
 		if err := t.flush("  "); err != nil {
 			return err
@@ -119,13 +128,14 @@ func nodeOf(key string) string {
 	return key
 }
 
+// whoWhy is what the event itself says, or else what the audit keeps of it.
 func whoWhy(r api.AuditRecord) string {
+	if len(r.Event) > 0 {
+		return parse(api.Entry{Event: r.Event}).what
+	}
 	text := r.Reason
 	if r.Message != "" {
 		text = strings.TrimPrefix(text+": ", ": ") + r.Message
-	}
-	if text == "" && len(r.Event) > 0 {
-		return parse(api.Entry{Event: r.Event}).what
 	}
 	if r.Actor != "" {
 		text = strings.TrimSuffix(r.Actor+": "+text, ": ")

@@ -219,6 +219,7 @@ func (a *app) nodesTable(w io.Writer, nodes []api.Node) error {
 func (a *app) nodeNote(n api.Node) string {
 	var parts []string
 	switch {
+	case n.Phase == "removed":
 	case n.Drain != nil:
 		text := n.Drain.Phase
 		if n.Drain.Goal == events.GoalRemove {
