@@ -130,6 +130,10 @@ func (l *puller) bury(f *inflight, why failure, park bool) error {
 	if !f.owned() {
 		return errFenced
 	}
+	if park {
+		// The handler's goroutine buries a permanent error while the puller waits for it.
+		delete(l.unparked, f.delivery.Key)
+	}
 	_, err := l.b.bury(context.WithoutCancel(f.ctx), burial{
 		consumer: l.name(), handler: l.opts.Handler, kv: l.kv, delivery: f.delivery, msg: f.msg, why: why, park: park,
 	})

@@ -13,16 +13,10 @@ import (
 
 // handle brings one message to its end: acknowledged, given back, set aside, or
 // left to whoever owns it now.
-func (l *puller) handle(ctx context.Context, m jetstream.Msg, received time.Time) {
-	log := l.b.opts.Logger
-	meta, err := m.Metadata()
-	if err != nil {
-		log.ErrorContext(ctx, "message without metadata ignored", "subject", m.Subject(), "error", err)
-		return
-	}
+func (l *puller) handle(ctx context.Context, m jetstream.Msg, meta *jetstream.MsgMetadata, received time.Time) {
 	if l.stale(ctx, meta) {
 		l.ended("stale")
-		log.WarnContext(ctx, "message left alone: it arrived while this process was frozen, and belongs to another one",
+		l.b.opts.Logger.WarnContext(ctx, "message left alone: it arrived while this process was frozen, and belongs to another one",
 			"handler", l.opts.Handler, "sequence", meta.Sequence.Stream)
 		return
 	}
@@ -45,7 +39,7 @@ func (l *puller) admit(f *inflight, decodeErr error, delivered uint64) (done boo
 	if decodeErr != nil {
 		return true, l.setAside(f, failure{err: decodeErr, attempts: int(delivered)}, false)
 	}
-	if !d.Key.IsCluster() {
+	if !d.Key.IsCluster() && !l.unparked[d.Key] {
 		p, parked, err := readParked(f.ctx, l.kv, d.Key)
 		if err != nil {
 			return false, err
@@ -53,6 +47,7 @@ func (l *puller) admit(f *inflight, decodeErr error, delivered uint64) (done boo
 		if parked {
 			return true, l.setAside(f, failure{err: fmt.Errorf("the key is parked behind dead letter %s: %s", p.ID, p.Reason)}, true)
 		}
+		l.unparked[d.Key] = true
 	}
 	t, err := l.count(f, delivered)
 	if err != nil {

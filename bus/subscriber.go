@@ -105,6 +105,9 @@ func (s *Subscriber) Close() error {
 	return nil
 }
 
+// maxUnparked bounds what a puller remembers of its keys.
+const maxUnparked = 10_000
+
 // puller pulls one partition of one subscription.
 type puller struct {
 	*Subscriber
@@ -116,6 +119,10 @@ type puller struct {
 	consumer  jetstream.Consumer
 	idle      bool   // no message for a while
 	uncounted uint64 // sequence that was given back before its handler ran
+	delivered uint64 // consumer sequence of the last delivery to us
+	// unparked are keys that are certainly not parked. That holds as long as every
+	// delivery of the partition came to us: only who handles a message parks its key.
+	unparked map[Key]bool
 }
 
 // name is the consumer's prefix: a subscription to one cluster has consumers of
@@ -244,8 +251,17 @@ func (l *puller) priority() uint8 {
 // receive takes a slot and handles the message; false when there was none.
 func (l *puller) receive(ctx context.Context, m jetstream.Msg) bool {
 	received := l.b.wire.Now()
+	meta, err := m.Metadata()
+	if err != nil {
+		l.b.opts.Logger.ErrorContext(ctx, "message without metadata ignored", "subject", m.Subject(), "error", err)
+		return false
+	}
+	if l.unparked == nil || meta.Sequence.Consumer != l.delivered+1 || len(l.unparked) > maxUnparked {
+		l.unparked = map[Key]bool{}
+	}
+	l.delivered = meta.Sequence.Consumer
 	if !l.b.slots.take() {
-		if meta, err := m.Metadata(); err == nil && meta.NumDelivered == 1 {
+		if meta.NumDelivered == 1 {
 			l.uncounted = meta.Sequence.Stream
 		}
 		if err := m.NakWithDelay(l.b.opts.Times.Busy); err != nil {
@@ -254,7 +270,7 @@ func (l *puller) receive(ctx context.Context, m jetstream.Msg) bool {
 		return false
 	}
 	defer l.b.slots.give()
-	l.handle(ctx, m, received)
+	l.handle(ctx, m, meta, received)
 	return true
 }
 
