@@ -263,9 +263,8 @@ func (s *Server) explainPod(ctx context.Context, x *Explanation, name string) er
 	x.Decisions, err = s.decisions(ctx, audit.Query{Cluster: x.Cluster, Limit: explainDecisions}, func(d DecisionRecord) bool {
 		return slices.Contains(d.Pods, ref) || rejects(d, "pod "+ref)
 	})
-	if err == nil && len(x.Decisions) == 0 && x.Pod != nil && !x.Pod.UnschedulableSince.IsZero() {
-		// A hold names one pod of many that are alike: what is said of the pools is said of it.
-		x.Decisions, err = s.standing(ctx, x.Cluster)
+	if err == nil && x.Pod != nil && !x.Pod.UnschedulableSince.IsZero() {
+		x.Decisions, err = s.withStanding(ctx, x.Cluster, x.Decisions)
 	}
 	if err != nil {
 		return err
@@ -373,14 +372,23 @@ func rejects(d DecisionRecord, subject string) bool {
 	return slices.ContainsFunc(d.Rejected, func(a events.Alternative) bool { return a.Subject == subject })
 }
 
-// standing is the last decision about each pool of a cluster, the newest first.
-func (s *Server) standing(ctx context.Context, cluster string) ([]DecisionRecord, error) {
+// withStanding puts the last decision about each pool in front of those that
+// name a pod which still finds no node: a hold names one pod of many that are
+// alike, and what was decided for a pod may be overtaken. Only the pools that
+// named the pod count, if any did.
+func (s *Server) withStanding(ctx context.Context, cluster string, naming []DecisionRecord) ([]DecisionRecord, error) {
 	seen := map[string]bool{}
-	return s.decisions(ctx, audit.Query{Cluster: cluster, Limit: explainDecisions}, func(d DecisionRecord) bool {
+	standing, err := s.decisions(ctx, audit.Query{Cluster: cluster, Limit: explainDecisions}, func(d DecisionRecord) bool {
 		first := !seen[d.Pool]
 		seen[d.Pool] = true
-		return first
+		return first && (len(naming) == 0 || slices.ContainsFunc(naming, func(n DecisionRecord) bool { return n.Pool == d.Pool }))
 	})
+	for _, d := range naming {
+		if len(standing) < explainShown && !slices.ContainsFunc(standing, func(s DecisionRecord) bool { return s.ID == d.ID }) {
+			standing = append(standing, d)
+		}
+	}
+	return standing, err
 }
 
 // verdict is a decision in a sentence.

@@ -228,7 +228,7 @@ func TestExplanations(t *testing.T) {
 		"decision/d-0":                 {KindDecision, "Decision: leave pool burst as it is, because nothing proposes a change.", []string{"d-0"}, 0},
 		"req-1":                        {KindRequest, "scale.requested at 2025-03-01 12:00:08 by ada@k: too many. Decision: remove 2 nodes from pool burst, because ada asked for it.", []string{"d-2"}, 1},
 		"req-2":                        {KindRequest, "pool.paused at 2025-03-01 12:00:10 by ada@k: window. No decision names it yet.", nil, 1},
-		"pod/default/web":              {KindPod, "Pod default/web finds no node since 12:00:00. The scheduler says: 0/1 nodes are available. Decision: add 1 node to pool burst, because alert QueueBacklog fires.", []string{"d-1"}, 0},
+		"pod/default/web":              {KindPod, "Pod default/web finds no node since 12:00:00. The scheduler says: 0/1 nodes are available. Decision: remove 2 nodes from pool burst, because ada asked for it.", []string{"d-2", "d-1"}, 0},
 		"pod/default/held":             {KindPod, "Pod default/held finds no node since 12:00:00. Decision: remove 2 nodes from pool burst, because ada asked for it.", []string{"d-2"}, 0},
 		"pod/default/runs":             {KindPod, "Pod default/runs runs on node server.", nil, 0},
 		"pod/default/new":              {KindPod, "Pod default/new is pending; the scheduler has not said that it finds no node for it.", nil, 0},
