@@ -20,8 +20,8 @@ func TestStepsOfARemovalAreThoseOfTheContract(t *testing.T) {
 func TestOptionsAreCheckedTogether(t *testing.T) {
 	t.Parallel()
 	_, err := New(t.Context(), Options{})
-	require.ErrorContains(t, err, "Bus is required")
-	require.ErrorContains(t, err, "Clusters is required")
+	require.ErrorContains(t, err, "bus is required")
+	require.ErrorContains(t, err, "clusters is required")
 }
 
 func TestClaimBecomesAReadyNodeAndADrainedNodeIsRemovedInOrder(t *testing.T) {
