@@ -257,9 +257,6 @@ func (s *suite) logs(t *testing.T) {
 	_, err := p.Create(t.Context(), spec)
 	require.NoError(t, err)
 	require.NoError(t, p.Start(t.Context(), spec.Name))
-	if s.Leak != nil {
-		s.Leak(t, spec.Name)
-	}
 	var log string
 	require.Eventually(t, func() bool {
 		log, err = p.Logs(t.Context(), spec.Name, 100_000)
@@ -281,6 +278,28 @@ func (s *suite) logs(t *testing.T) {
 	for _, secret := range s.Secrets {
 		require.NotEmpty(t, secret)
 		require.NotContains(t, seen, secret)
+	}
+}
+
+func (s *suite) leaks(t *testing.T) {
+	p, raw := s.Leaks(t, s.Clusters[0])
+	spec := s.spec("a")
+	_, err := p.Create(t.Context(), spec)
+	require.NoError(t, err)
+	require.NoError(t, p.Start(t.Context(), spec.Name))
+	leaked := func(text string) bool {
+		return slices.ContainsFunc(s.Secrets, func(secret string) bool { return strings.Contains(text, secret) })
+	}
+	require.Eventually(t, func() bool { return leaked(raw(spec.Name)) }, patience, 20*time.Millisecond)
+	whole, err := p.Logs(t.Context(), spec.Name, 100_000)
+	require.NoError(t, err)
+	require.NotEmpty(t, whole)
+	require.False(t, leaked(whole))
+	for n := 1; n < len(whole); n += 1 + len(whole)/24 { // wherever it is cut
+		part, err := p.Logs(t.Context(), spec.Name, n)
+		require.NoError(t, err)
+		require.LessOrEqual(t, len(part), n)
+		require.True(t, strings.HasSuffix(whole, part), "%d bytes: %q", n, part)
 	}
 }
 

@@ -50,8 +50,9 @@ type Subject struct {
 	// Inspect is all that the world tells about a machine to whoever may look.
 	// nil: there is nothing to look at.
 	Inspect func(t *testing.T, name string) string
-	// Leak makes a running machine write its secrets. nil: it knows none.
-	Leak func(t *testing.T, name string)
+	// Leaks makes a provider whose machines write one of the Secrets, and raw
+	// returns what a machine has really written. nil: it knows none.
+	Leaks func(t *testing.T, cluster string) (p provider.NodeProvider, raw func(name string) string)
 }
 
 // patience bounds what a machine may take to do something by itself.
@@ -90,6 +91,9 @@ func Exercise(t *testing.T, subject func(t *testing.T) Subject) {
 	}
 	if has.Interrupt != nil {
 		run(t, "interrupted creation is completed", subject, (*suite).interrupted)
+	}
+	if has.Leaks != nil {
+		run(t, "secrets in a log are redacted", subject, (*suite).leaks)
 	}
 }
 
