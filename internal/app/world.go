@@ -81,6 +81,7 @@ func (w realWorld) Provider(c config.Cluster, p config.Pool) (provider.NodeProvi
 		if d := p.Docker; d != nil {
 			o.Engine, o.Image, o.Repository, o.Network = d.Host, d.Image, d.ImageRepository, d.Network
 			o.ExtraArgs, o.StopGrace = d.ExtraArgs, d.StopTimeout.Std()
+			o.Env, o.Mounts, o.Pull = d.Env, d.Mounts, docker.Pull(d.Pull)
 			if d.TLS != nil {
 				o.TLS = docker.TLS{CAFile: d.TLS.CAFile, CertFile: d.TLS.CertFile, KeyFile: d.TLS.KeyFile}
 			}
