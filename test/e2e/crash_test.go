@@ -203,7 +203,10 @@ func containerStarts(t *testing.T, cluster string) func() []string {
 				mu.Lock()
 				ids = append(ids, m.Actor.ID)
 				mu.Unlock()
-			case <-errs:
+			case err := <-errs:
+				if ctx.Err() == nil {
+					t.Errorf("the engine's events broke off, so starts may have been missed: %v", err)
+				}
 				return
 			}
 		}

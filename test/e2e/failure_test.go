@@ -50,22 +50,26 @@ func TestANodeThatNeverRegistersFailsWithItsLog(t *testing.T) {
 				return nil
 			})
 			assertGone(t, p, failed[0].Node)
-			held := p.history(events.TypeScaleHeld)
-			require.Condition(t, func() bool {
-				for _, e := range held {
+			eventually(t, 20*time.Second, "a held decision names the backoff", func() error {
+				for _, e := range p.history(events.TypeScaleHeld) {
 					if strings.Contains(strings.ToLower(string(e.Data())), "backoff") {
-						return true
+						return nil
 					}
 				}
-				return false
-			}, "a held decision names the backoff")
+				return fmt.Errorf("not yet")
+			})
 
 			// The cause is gone: the pool recovers.
 			p.stop()
 			p.writeConfig(pool{Max: 1})
 			p.start()
 			waitRunning(t, ns, "web", 1, 120*time.Second)
-			require.Len(t, containers(t, p.cluster), 1)
+			eventually(t, 60*time.Second, "one container is left", func() error {
+				if n := len(containers(t, p.cluster)); n != 1 {
+					return fmt.Errorf("%d are", n)
+				}
+				return nil
+			})
 		})
 	}
 }

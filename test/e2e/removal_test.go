@@ -95,7 +95,14 @@ func TestNodesLeaveAfterTheLoadAndNothingOfThemStays(t *testing.T) {
 	left, _ := ourNodes(t, p.cluster)
 	require.Equal(t, first, left, "the oldest node stays")
 
-	removed := payloads[events.NodeRemoved](t, p)
+	// A Node object goes first, the machine last: wait for the end of the last.
+	var removed []events.NodeRemoved
+	eventually(t, 60*time.Second, "every removal is recorded", func() error {
+		if removed = payloads[events.NodeRemoved](t, p); len(removed) < len(names)-1 {
+			return fmt.Errorf("%d are", len(removed))
+		}
+		return nil
+	})
 	var removedNames []string
 	for _, r := range removed {
 		removedNames = append(removedNames, r.Node)
@@ -168,7 +175,7 @@ func assertGone(t *testing.T, p *product, node string) {
 
 // d. A budget that forbids eviction stops a drain, which is undone in time.
 func TestABudgetThatForbidsEvictionStopsTheDrain(t *testing.T) {
-	p := newProduct(t, "e2e-d", pool{Min: 1, Max: 3, DrainLimit: "8s"})
+	p := newProduct(t, "e2e-d", pool{Min: 1, Max: 3, DrainLimit: "8s", Unneeded: "1h"})
 	ns := namespace(t, "e2e-d")
 	p.start()
 	eventually(t, 90*time.Second, "the pool is at its minimum", readyNodes(t, p, 1))
