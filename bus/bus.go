@@ -136,16 +136,6 @@ func (b *Bus) LastSequence(ctx context.Context) (uint64, error) {
 	return info.State.LastSeq, nil
 }
 
-// FirstSequence returns the oldest sequence that the stream of record still
-// holds; what is older was dropped by its limits.
-func (b *Bus) FirstSequence(ctx context.Context) (uint64, error) {
-	info, err := b.info(ctx)
-	if err != nil {
-		return 0, err
-	}
-	return info.State.FirstSeq, nil
-}
-
 func (b *Bus) info(ctx context.Context) (*jetstream.StreamInfo, error) {
 	ctx, cancel := b.bound(ctx)
 	defer cancel()

@@ -72,9 +72,6 @@ func TestReadSelectsStoredEvents(t *testing.T) {
 	last, err := b.LastSequence(ctx)
 	require.NoError(t, err)
 	require.Equal(t, uint64(7), last)
-	first, err := b.FirstSequence(ctx)
-	require.NoError(t, err)
-	require.Equal(t, uint64(1), first)
 }
 
 func TestFollowingGoesOnWithNewEvents(t *testing.T) {
