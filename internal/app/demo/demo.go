@@ -14,6 +14,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"sync"
 	"time"
 
 	"k8s.io/client-go/kubernetes"
@@ -41,6 +42,9 @@ type Options struct {
 	// Log takes the product's log too. It always goes to a file in the demo's
 	// folder, which is kept when something failed.
 	Log io.Writer
+
+	// wrap, for tests, stands between the product and the simulated machines.
+	wrap func(provider.NodeProvider) provider.NodeProvider
 }
 
 const (
@@ -80,6 +84,7 @@ func Run(ctx context.Context, o Options) (err error) {
 	if o.Out == nil {
 		o.Out = os.Stdout
 	}
+	o.Out = &lockedWriter{w: o.Out} // the story and the timeline write side by side
 	if o.Listen == "" {
 		o.Listen = "127.0.0.1:0"
 	}
@@ -200,7 +205,23 @@ func (d *demo) Actor(config.Cluster) (kubernetes.Interface, error) { return d.wo
 
 // Provider implements app.World.
 func (d *demo) Provider(c config.Cluster, p config.Pool) (provider.NodeProvider, error) {
-	return simulated.New(simulated.Options{World: d.world, Cluster: c.Name})
+	machines, err := simulated.New(simulated.Options{World: d.world, Cluster: c.Name})
+	if err != nil || d.o.wrap == nil {
+		return machines, err
+	}
+	return d.o.wrap(machines), nil
+}
+
+// lockedWriter lets several goroutines write to w, one call at a time.
+type lockedWriter struct {
+	mu sync.Mutex
+	w  io.Writer
+}
+
+func (l *lockedWriter) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.w.Write(p)
 }
 
 // alert posts to the webhook as Alertmanager does.

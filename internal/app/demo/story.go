@@ -89,7 +89,14 @@ func (d *demo) story(ctx context.Context) error {
 	if err := d.await(ctx, "every pod runs on the server", d.podsRun(webPods-1+apiPods)); err != nil {
 		return err
 	}
-	sum, err := d.summarize(ctx)
+	// A node's object goes before its machine, and its removal is recorded last.
+	var sum *summary
+	err := d.await(ctx, "every removal is recorded", func(ctx context.Context) (err error) {
+		if sum, err = d.summarize(ctx); err != nil {
+			return err
+		}
+		return sum.open()
+	})
 	stopWatching()
 	if werr := <-watched; err == nil {
 		err = werr

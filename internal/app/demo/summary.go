@@ -116,15 +116,21 @@ func (s *summary) total() int {
 	return n
 }
 
+// open says how many nodes are still to leave.
+func (s *summary) open() error {
+	if s.removed != s.total() {
+		return fmt.Errorf("%d nodes added, %d removed", s.total(), s.removed)
+	}
+	return nil
+}
+
 // check says what did not go as it should.
 func (s *summary) check() error {
 	var errs []error
 	if s.total() < 2 || s.added["UnschedulablePods"] == 0 || s.total() == s.added["UnschedulablePods"] {
 		errs = append(errs, fmt.Errorf("nodes added by reason: %v, expected at least one by the alert and one by pending pods", s.added))
 	}
-	if s.removed != s.total() {
-		errs = append(errs, fmt.Errorf("%d nodes added, %d removed", s.total(), s.removed))
-	}
+	errs = append(errs, s.open())
 	if len(s.undrained) > 0 {
 		errs = append(errs, fmt.Errorf("removed without a drain: %v", s.undrained))
 	}
