@@ -158,8 +158,10 @@ func (l *life) live() {
 
 	starts := started()
 	require.Len(t, starts, 1, "containers started for the claim: %v", starts)
-	counts := map[string]int{}
+	counts, ids := map[string]int{}, map[string]bool{}
 	for _, e := range p.history("") {
+		require.False(t, ids[e.ID()], "event %s (%s) is audited twice", e.ID(), e.Type())
+		ids[e.ID()] = true
 		short := strings.TrimSuffix(strings.TrimPrefix(e.Type(), events.TypePrefix), ".v1")
 		if s, err := events.Decode[events.NodeRemovalProgressed](e); err == nil {
 			short += " " + s.Step

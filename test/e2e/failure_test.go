@@ -4,6 +4,7 @@ package e2e
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -30,6 +31,7 @@ func TestANodeThatNeverRegistersFailsWithItsLog(t *testing.T) {
 			bad.Max, bad.Register = 1, "8s"
 			p := newProduct(t, "e2e-e-"+c.name, bad)
 			ns := namespace(t, "e2e-e")
+			volumes := volumeNames(t)
 			p.start()
 			deployment(t, ns, "web", p.cluster, 1, "200m")
 			var failed []events.NodeFailed
@@ -50,6 +52,14 @@ func TestANodeThatNeverRegistersFailsWithItsLog(t *testing.T) {
 				return nil
 			})
 			assertGone(t, p, failed[0].Node)
+			eventually(t, 30*time.Second, "no volume of a failed machine is left", func() error {
+				for _, v := range volumeNames(t) {
+					if !slices.Contains(volumes, v) {
+						return fmt.Errorf("%s is", v)
+					}
+				}
+				return nil
+			})
 			eventually(t, 20*time.Second, "a held decision names the backoff", func() error {
 				for _, e := range p.history(events.TypeScaleHeld) {
 					if strings.Contains(strings.ToLower(string(e.Data())), "backoff") {

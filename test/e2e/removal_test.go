@@ -68,6 +68,18 @@ func volumesOf(t *testing.T, cluster string) []string {
 	return out
 }
 
+// volumeNames returns the names of all volumes of the engine.
+func volumeNames(t *testing.T) []string {
+	t.Helper()
+	list, err := engine.VolumeList(context.Background(), volume.ListOptions{})
+	require.NoError(t, err)
+	var out []string
+	for _, v := range list.Volumes {
+		out = append(out, v.Name)
+	}
+	return out
+}
+
 // c. The load goes, and with it the nodes, newest first, down to the minimum.
 func TestNodesLeaveAfterTheLoadAndNothingOfThemStays(t *testing.T) {
 	p := newProduct(t, "e2e-c", pool{Min: 1, Max: 4})
@@ -87,6 +99,9 @@ func TestNodesLeaveAfterTheLoadAndNothingOfThemStays(t *testing.T) {
 	volumes := volumesOf(t, p.cluster)
 	require.NotEmpty(t, volumes, "the agents' image declares volumes")
 
+	// The pod that outlives the load runs on the newest node, so that removing
+	// this node has to evict it.
+	survivor := outlives(t, ns, "web", order[len(order)-1])
 	scaleDeployment(t, ns, "web", 2)
 	began := time.Now()
 	eventually(t, 180*time.Second, "the pool is at its minimum again", readyNodes(t, p, 1))
@@ -109,16 +124,19 @@ func TestNodesLeaveAfterTheLoadAndNothingOfThemStays(t *testing.T) {
 	}
 	slices.Reverse(order)
 	require.Equal(t, order[:len(order)-1], removedNames, "newest first")
-	t.Logf("pods evicted: %d", evictions(t, p))
+	require.Contains(t, evicted(t, p), ns+"/"+survivor, "a pod of a removed node is evicted")
+	var cordoned []string
+	for _, c := range payloads[events.NodeCordoned](t, p) {
+		cordoned = append(cordoned, c.Node)
+	}
+	require.Equal(t, removedNames, cordoned, "each is cordoned once, in the order of removal")
 	for _, n := range removedNames {
 		assertGone(t, p, n)
 	}
 	require.Len(t, containers(t, p.cluster), 1)
 	kept := volumesOf(t, p.cluster)
-	list, err := engine.VolumeList(context.Background(), volume.ListOptions{})
-	require.NoError(t, err)
-	for _, v := range list.Volumes {
-		require.False(t, slices.Contains(volumes, v.Name) && !slices.Contains(kept, v.Name), "volume %s of a removed node is left", v.Name)
+	for _, v := range volumeNames(t) {
+		require.False(t, slices.Contains(volumes, v) && !slices.Contains(kept, v), "volume %s of a removed node is left", v)
 	}
 	// Steps of a removal, in their order, each once.
 	for _, n := range removedNames {
@@ -151,13 +169,14 @@ func readyOrder(t *testing.T, p *product) []string {
 	return out
 }
 
-func evictions(t *testing.T, p *product) int {
+// evicted returns the pods that draining evicted, as namespace/name.
+func evicted(t *testing.T, p *product) []string {
 	t.Helper()
-	n := 0
+	var out []string
 	for _, d := range payloads[events.NodeDrainProgressed](t, p) {
-		n += len(d.Evicted)
+		out = append(out, d.Evicted...)
 	}
-	return n
+	return out
 }
 
 // assertGone verifies that nothing of a node is left anywhere.

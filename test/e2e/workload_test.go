@@ -14,6 +14,7 @@ import (
 	policyv1 "k8s.io/api/policy/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/util/intstr"
 )
 
@@ -124,4 +125,19 @@ func budget(t *testing.T, ns, app string, minAvailable int) {
 		}
 		return nil
 	})
+}
+
+// outlives makes a pod of the deployment on the node the last one that the
+// controller ends, and returns its name.
+func outlives(t *testing.T, ns, deployment, node string) string {
+	t.Helper()
+	ctx := context.Background()
+	pods, err := admin.CoreV1().Pods(ns).List(ctx, metav1.ListOptions{LabelSelector: "app=" + deployment, FieldSelector: "spec.nodeName=" + node})
+	require.NoError(t, err)
+	require.NotEmpty(t, pods.Items, "pods on %s", node)
+	name := pods.Items[0].Name
+	_, err = admin.CoreV1().Pods(ns).Patch(ctx, name, types.MergePatchType,
+		[]byte(`{"metadata":{"annotations":{"controller.kubernetes.io/pod-deletion-cost":"1000"}}}`), metav1.PatchOptions{})
+	require.NoError(t, err)
+	return name
 }
