@@ -24,7 +24,7 @@ type Bus struct {
 	slots      *slots
 	alive      *liveness
 	reconnects *broadcast
-	wire       clock.WithTicker // the clock of the protocol with the server
+	wire       wireClock // the clock of the protocol with the server
 
 	mu     sync.Mutex
 	states map[string]keeper // by handler
@@ -33,6 +33,12 @@ type Bus struct {
 	stop context.CancelFunc
 	done sync.WaitGroup
 	once sync.Once
+}
+
+// wireClock is what the protocol with the server needs of a clock.
+type wireClock interface {
+	clock.WithTicker
+	AfterFunc(d time.Duration, f func()) clock.Timer
 }
 
 // Open connects and provisions what is absent: streams, and later the consumers

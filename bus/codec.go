@@ -6,7 +6,9 @@ import (
 	"fmt"
 	"mime"
 	"net/url"
+	"slices"
 	"strings"
+	"sync"
 
 	cloudevents "github.com/cloudevents/sdk-go/v2/event"
 	"github.com/cloudevents/sdk-go/v2/types"
@@ -74,32 +76,38 @@ func EncodeEvent(e events.Event) (*nats.Msg, error) {
 func MessageID(e events.Event) string { return events.ID(e.Source(), e.ID()) }
 
 func encodeInto(m *nats.Msg, e events.Event) error {
-	set := func(name, v string) {
+	err := attributes(e, func(name, v string) { m.Header[name] = []string{encodeValue(v)} })
+	m.Data = e.Data()
+	if len(m.Data) >= compressFrom {
+		m.Data = zstdEncoder.EncodeAll(m.Data, nil)
+		m.Header[headerEncoding] = []string{encodingZstd}
+	}
+	return err
+}
+
+// attributes calls set for each attribute that e has, under its header name.
+func attributes(e events.Event, set func(name, v string)) error {
+	some := func(name, v string) {
 		if v != "" {
-			m.Header[name] = []string{encodeValue(v)}
+			set(name, v)
 		}
 	}
-	set(headerPrefix+"specversion", e.SpecVersion())
-	set(headerPrefix+"id", e.ID())
-	set(headerPrefix+"source", e.Source())
-	set(headerPrefix+"type", e.Type())
-	set(headerPrefix+"subject", e.Subject())
-	set(headerPrefix+"dataschema", e.DataSchema())
+	some(headerPrefix+"specversion", e.SpecVersion())
+	some(headerPrefix+"id", e.ID())
+	some(headerPrefix+"source", e.Source())
+	some(headerPrefix+"type", e.Type())
+	some(headerPrefix+"subject", e.Subject())
+	some(headerPrefix+"dataschema", e.DataSchema())
 	if t := e.Time(); !t.IsZero() {
 		set(headerPrefix+"time", types.FormatTime(t))
 	}
+	some(headerContentType, e.DataContentType())
 	for name, v := range e.Extensions() {
 		text, err := types.Format(v)
 		if err != nil {
 			return fmt.Errorf("extension %s: %w", name, err)
 		}
-		set(headerPrefix+name, text)
-	}
-	set(headerContentType, e.DataContentType())
-	m.Data = e.Data()
-	if len(m.Data) >= compressFrom {
-		m.Data = zstdEncoder.EncodeAll(m.Data, nil)
-		m.Header[headerEncoding] = []string{encodingZstd}
+		some(headerPrefix+name, text)
 	}
 	return nil
 }
@@ -107,10 +115,13 @@ func encodeInto(m *nats.Msg, e events.Event) error {
 // DecodeEvent is the inverse of EncodeEvent. It also reads the structured mode.
 // Header names are compared without case, as some clients canonicalise them.
 func DecodeEvent(h nats.Header, data []byte) (events.Event, error) {
-	var err error
-	contentType := ""
-	attrs := make(map[string]string, len(h))
-	encoding := ""
+	var (
+		ec          cloudevents.EventContextV1
+		seen        = make([]string, 0, len(h)) // attributes, in lower case
+		errs        []error
+		contentType string
+		encoding    string
+	)
 	for name, vs := range h {
 		if len(vs) == 0 {
 			continue
@@ -121,25 +132,43 @@ func DecodeEvent(h nats.Header, data []byte) (events.Event, error) {
 		case lower == headerEncoding:
 			encoding = vs[0]
 		case strings.HasPrefix(lower, headerPrefix):
-			if _, twice := attrs[lower[len(headerPrefix):]]; twice || len(vs) > 1 {
+			attr := lower[len(headerPrefix):]
+			if len(vs) > 1 || slices.Contains(seen, attr) {
 				return events.Event{}, fmt.Errorf("header %s: has more than one value", name)
 			}
-			attrs[lower[len(headerPrefix):]] = decodeValue(vs[0])
+			seen = append(seen, attr)
+			if err := setAttribute(&ec, attr, decodeValue(vs[0])); err != nil {
+				errs = append(errs, fmt.Errorf("header %s: %w", lower, err))
+			}
 		}
 	}
+	data, err := decompress(encoding, data)
+	if err != nil {
+		return events.Event{}, err
+	}
+	if contentType != cloudevents.ApplicationJSON {
+		if media, _, err := mime.ParseMediaType(contentType); err == nil && media == cloudevents.ApplicationCloudEventsJSON {
+			return decodeStructured(data)
+		}
+	}
+	if !slices.Contains(seen, "specversion") {
+		return events.Event{}, errors.New("header ce-specversion: is missing")
+	}
+	return finish(&ec, contentType, data, errs)
+}
+
+func decompress(encoding string, data []byte) ([]byte, error) {
 	switch encoding {
 	case "":
+		return data, nil
 	case encodingZstd:
-		if data, err = zstdDecoder.DecodeAll(data, nil); err != nil {
-			return events.Event{}, fmt.Errorf("%s: %w", headerEncoding, err)
+		data, err := zstdDecoder.DecodeAll(data, nil)
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", headerEncoding, err)
 		}
-	default:
-		return events.Event{}, fmt.Errorf("%s: is %q, expected %s or none", headerEncoding, encoding, encodingZstd)
+		return data, nil
 	}
-	if media, _, err := mime.ParseMediaType(contentType); err == nil && media == cloudevents.ApplicationCloudEventsJSON {
-		return decodeStructured(data)
-	}
-	return decodeBinary(attrs, contentType, data)
+	return nil, fmt.Errorf("%s: is %q, expected %s or none", headerEncoding, encoding, encodingZstd)
 }
 
 func decodeStructured(data []byte) (events.Event, error) {
@@ -153,27 +182,15 @@ func decodeStructured(data []byte) (events.Event, error) {
 	return e, nil
 }
 
-func decodeBinary(attrs map[string]string, contentType string, data []byte) (events.Event, error) {
-	version, ok := attrs["specversion"]
-	if !ok {
-		return events.Event{}, errors.New("header ce-specversion: is missing")
-	}
-	if version != cloudevents.CloudEventsVersionV1 {
-		return events.Event{}, fmt.Errorf("header ce-specversion: is %q, expected %s", version, cloudevents.CloudEventsVersionV1)
-	}
-	e := cloudevents.New(version)
-	var errs []error
-	for name, v := range attrs {
-		if err := setAttribute(&e, name, v); err != nil {
-			errs = append(errs, fmt.Errorf("header %s%s: %w", headerPrefix, name, err))
-		}
-	}
+// finish makes an event of its attributes and data.
+func finish(ec *cloudevents.EventContextV1, contentType string, data []byte, errs []error) (events.Event, error) {
 	if contentType != "" {
-		errs = append(errs, e.Context.SetDataContentType(contentType))
+		errs = append(errs, ec.SetDataContentType(contentType))
 	}
 	if err := errors.Join(errs...); err != nil {
 		return events.Event{}, err
 	}
+	e := events.Event{Context: ec}
 	if len(data) > 0 {
 		e.DataEncoded = data
 	}
@@ -183,20 +200,31 @@ func decodeBinary(attrs map[string]string, contentType string, data []byte) (eve
 	return e, nil
 }
 
-func setAttribute(e *events.Event, name, v string) error {
+func setAttribute(ec *cloudevents.EventContextV1, name, v string) error {
 	switch name {
 	case "specversion":
+		if v != cloudevents.CloudEventsVersionV1 {
+			return fmt.Errorf("is %q, expected %s", v, cloudevents.CloudEventsVersionV1)
+		}
 		return nil
 	case "id":
-		return e.Context.SetID(v)
+		return ec.SetID(v)
 	case "source":
-		return e.Context.SetSource(v)
+		u, err := parseURL(v)
+		if err == nil {
+			ec.Source = types.URIRef{URL: u}
+		}
+		return err
 	case "type":
-		return e.Context.SetType(v)
+		return ec.SetType(v)
 	case "subject":
-		return e.Context.SetSubject(v)
+		return ec.SetSubject(v)
 	case "dataschema":
-		return e.Context.SetDataSchema(v)
+		u, err := parseURL(v)
+		if err == nil && v != "" {
+			ec.DataSchema = &types.URI{URL: u}
+		}
+		return err
 	case "datacontenttype":
 		return errors.New("expected it as content-type")
 	case "time":
@@ -204,9 +232,40 @@ func setAttribute(e *events.Event, name, v string) error {
 		if err != nil {
 			return err
 		}
-		return e.Context.SetTime(t)
+		return ec.SetTime(t)
 	}
-	return e.Context.SetExtension(name, v)
+	if ec.Extensions == nil {
+		ec.Extensions = make(map[string]any, 4)
+	}
+	return ec.SetExtension(name, v)
+}
+
+// urls remembers parsed sources and schemas: there are a few dozen, in every event.
+var urls = struct {
+	sync.RWMutex
+	byText map[string]url.URL
+}{byText: map[string]url.URL{}}
+
+// maxURLs bounds what is remembered: a publisher may put anything there.
+const maxURLs = 256
+
+func parseURL(v string) (url.URL, error) {
+	urls.RLock()
+	u, known := urls.byText[v]
+	urls.RUnlock()
+	if known {
+		return u, nil
+	}
+	p, err := url.Parse(strings.TrimSpace(v))
+	if err != nil {
+		return url.URL{}, err
+	}
+	urls.Lock()
+	defer urls.Unlock()
+	if len(urls.byText) < maxURLs {
+		urls.byText[v] = *p
+	}
+	return *p, nil
 }
 
 const upperHex = "0123456789ABCDEF"

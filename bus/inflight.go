@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
+	"k8s.io/utils/clock"
 )
 
 // fence is the share of AckWait after which a process without a confirmed sign
@@ -26,7 +27,8 @@ type inflight struct {
 	delivery Delivery
 	ctx      context.Context // ends when the message is no longer ours
 	cancel   context.CancelCauseFunc
-	stopped  chan struct{}
+	first    clock.Timer   // of the first sign of life
+	stopped  chan struct{} // closed when signs of life have ended, if they began
 
 	mu        sync.Mutex
 	confirmed time.Time // when the last confirmed sign of life was sent
@@ -55,7 +57,7 @@ func (l *puller) hold(ctx context.Context, m jetstream.Msg, d Delivery, received
 	f := &inflight{b: l.b, l: l, msg: m, delivery: d, confirmed: received, stopped: make(chan struct{})}
 	ctx, f.cancel = context.WithCancelCause(context.WithoutCancel(ctx))
 	f.ctx = context.WithValue(ctx, inflightKey{}, f)
-	go f.beat()
+	f.first = l.b.wire.AfterFunc(l.b.opts.Times.AckWait/3, f.beat) // most messages are settled before
 	return f
 }
 
@@ -68,13 +70,17 @@ func (f *inflight) beat() {
 	tick := f.b.wire.NewTicker(wait / 3)
 	defer tick.Stop()
 	limit := time.Duration(fence * float64(wait))
-	for {
+	for first := true; ; first = false {
 		f.mu.Lock()
 		rest := limit - elapsed(f.confirmed, f.b.wire.Now())
 		f.mu.Unlock()
 		if rest <= 0 {
 			f.cancel(errFenced)
 			return
+		}
+		if first {
+			f.confirm(rest)
+			continue
 		}
 		lapse := f.b.wire.NewTimer(rest)
 		select {
@@ -116,7 +122,9 @@ func (f *inflight) owned() bool {
 // drop ends the signs of life.
 func (f *inflight) drop() {
 	f.cancel(context.Canceled)
-	<-f.stopped
+	if !f.first.Stop() {
+		<-f.stopped
+	}
 }
 
 // failed notes what the handler returned, for who decides about the message.

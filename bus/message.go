@@ -1,10 +1,12 @@
 package bus
 
 import (
+	"errors"
 	"fmt"
 	"strings"
 
 	"github.com/ThreeDotsLabs/watermill/message"
+	cloudevents "github.com/cloudevents/sdk-go/v2/event"
 	"github.com/nats-io/nats.go"
 
 	"github.com/k3s-autoscaler/k3s-autoscaler/events"
@@ -13,35 +15,41 @@ import (
 // messageOf returns e as a Watermill message: its id, attributes as metadata
 // (as in the binary mode, but not encoded), data as payload.
 func messageOf(e events.Event) *message.Message {
-	m := &nats.Msg{Header: make(nats.Header, 16)}
 	if e.Context == nil {
 		return message.NewMessage("", nil)
 	}
-	if err := encodeInto(m, e); err != nil {
-		// An event that was decoded has no attribute that can't be formatted.
-		return message.NewMessage(e.ID(), e.Data())
-	}
 	msg := message.NewMessage(e.ID(), e.Data())
-	for name, vs := range m.Header {
-		if name != headerEncoding {
-			msg.Metadata[name] = decodeValue(vs[0])
-		}
-	}
+	// An event that was decoded has no attribute that can't be formatted.
+	_ = attributes(e, msg.Metadata.Set)
 	return msg
 }
 
 // eventOf is the inverse of messageOf. Metadata that is no attribute is ignored.
 func eventOf(msg *message.Message) (events.Event, error) {
-	attrs := make(map[string]string, len(msg.Metadata))
+	var ec cloudevents.EventContextV1
+	var errs []error
+	version, id := false, false
 	for name, v := range msg.Metadata {
-		if lower := strings.ToLower(name); strings.HasPrefix(lower, headerPrefix) {
-			attrs[lower[len(headerPrefix):]] = v
+		lower := strings.ToLower(name)
+		if !strings.HasPrefix(lower, headerPrefix) {
+			continue
+		}
+		attr := lower[len(headerPrefix):]
+		version, id = version || attr == "specversion", id || attr == "id" && v != ""
+		if attr == "id" && v == "" {
+			continue
+		}
+		if err := setAttribute(&ec, attr, v); err != nil {
+			errs = append(errs, fmt.Errorf("metadata %s: %w", lower, err))
 		}
 	}
-	if attrs["id"] == "" {
-		attrs["id"] = msg.UUID
+	if !version {
+		errs = append(errs, errors.New("metadata ce-specversion: is missing"))
 	}
-	e, err := decodeBinary(attrs, msg.Metadata[headerContentType], msg.Payload)
+	if !id {
+		errs = append(errs, ec.SetID(msg.UUID))
+	}
+	e, err := finish(&ec, msg.Metadata[headerContentType], msg.Payload, errs)
 	if err != nil {
 		return e, fmt.Errorf("message %s: %w", msg.UUID, err)
 	}

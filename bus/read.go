@@ -131,7 +131,7 @@ func (b *Bus) delivery(subject string, h nats.Header, data []byte, seq uint64, a
 	if err != nil {
 		return d, &UndecodableError{Sequence: seq, Subject: subject, Err: err}
 	}
-	if k, err := KeyOf(e); err != nil || k != d.Key {
+	if events.Extension(e, events.ExtPartitionKey) != d.Key.String() {
 		return d, &UndecodableError{Sequence: seq, Subject: subject, Err: fmt.Errorf("%s: is %q, the subject says %q", events.ExtPartitionKey, events.Extension(e, events.ExtPartitionKey), d.Key)}
 	}
 	d.Event = e

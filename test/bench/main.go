@@ -17,6 +17,7 @@ import (
 	"os/exec"
 	"os/signal"
 	"regexp"
+	"runtime/pprof"
 	"slices"
 	"strings"
 	"syscall"
@@ -108,6 +109,7 @@ func run(ctx context.Context, args []string, out io.Writer) error {
 	flags := flag.NewFlagSet("bench", flag.ContinueOnError)
 	runs := flags.Int("runs", 5, "runs of each figure; the median counts")
 	only := flags.String("only", "", "regular expression of the figures to measure")
+	profile := flags.String("cpuprofile", "", "file to write a CPU profile of this process to")
 	file := flags.String("out", "", "file to write the table to")
 	if err := flags.Parse(args); err != nil {
 		return err
@@ -121,6 +123,17 @@ func run(ctx context.Context, args []string, out io.Writer) error {
 		return err
 	}
 	defer w.close()
+	if *profile != "" {
+		f, err := os.Create(*profile)
+		if err != nil {
+			return err
+		}
+		defer f.Close()
+		if err := pprof.StartCPUProfile(f); err != nil {
+			return err
+		}
+		defer pprof.StopCPUProfile()
+	}
 	var results []result
 	for _, f := range w.figures() {
 		if !match.MatchString(f.name) {
