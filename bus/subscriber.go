@@ -117,6 +117,8 @@ type puller struct {
 	out       chan<- *message.Message
 
 	consumer  jetstream.Consumer
+	wait      context.Context // bounds the waiting for messages
+	endWait   context.CancelFunc
 	idle      bool   // no message for a while
 	uncounted uint64 // sequence that was given back before its handler ran
 	delivered uint64 // consumer sequence of the last delivery to us
@@ -187,6 +189,11 @@ func (l *puller) pull(ctx context.Context) (err error) {
 	})
 	defer unwatch()
 	defer it.Stop()
+	defer func() {
+		if l.wait != nil {
+			l.endWait()
+		}
+	}()
 	// An iterator is always drained to its end: a message that is on its way to it
 	// would wait for AckWait otherwise.
 	quiet := false
@@ -233,15 +240,22 @@ func (l *puller) pull(ctx context.Context) (err error) {
 	}
 }
 
-// next waits for a message for at most the idle time, or until ctx ends.
+// next waits for a message, or until nothing came for up to the idle time, or
+// ctx ends. The time is measured by a context that serves many messages: one for
+// each would cost more than all the rest of the pull.
 func (l *puller) next(ctx context.Context, it jetstream.MessagesContext) (jetstream.Msg, error) {
-	limit := l.b.opts.Times.IdleExpiry / 2
 	if ctx.Err() != nil {
-		ctx, limit = context.WithoutCancel(ctx), time.Second
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
+		defer cancel()
+		return it.Next(jetstream.NextContext(ctx))
 	}
-	ctx, cancel := context.WithTimeout(ctx, limit)
-	defer cancel()
-	return it.Next(jetstream.NextContext(ctx))
+	if l.wait == nil || l.wait.Err() != nil {
+		if l.wait != nil {
+			l.endWait()
+		}
+		l.wait, l.endWait = context.WithTimeout(ctx, l.b.opts.Times.IdleExpiry/2)
+	}
+	return it.Next(jetstream.NextContext(l.wait))
 }
 
 func (l *puller) priority() uint8 {
