@@ -7,6 +7,7 @@ import (
 	"iter"
 	"log/slog"
 	"sync"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"k8s.io/utils/clock"
@@ -55,7 +56,12 @@ func New(ctx context.Context, o Options) (*Handler, error) {
 	if o.Logger == nil {
 		o.Logger = slog.Default()
 	}
-	state, err := bus.OpenState(ctx, o.Bus, bus.StateOptions[Record]{Handler: events.HandlerDecision})
+	state, err := bus.OpenState(ctx, o.Bus, bus.StateOptions[Record]{
+		Handler: events.HandlerDecision,
+		// Cooldowns, pauses, alerts and requests end at an instant of their own, not
+		// with the next snapshot.
+		Deadline: func(_ bus.Key, r Record) time.Time { return r.WakeAt },
+	})
 	if err != nil {
 		return nil, fmt.Errorf("decision: open state: %w", err)
 	}
@@ -69,9 +75,6 @@ func (h *Handler) Name() string { return events.HandlerDecision }
 
 // Handle folds one event of a cluster and publishes what follows from it.
 func (h *Handler) Handle(ctx context.Context, d bus.Delivery) error {
-	if d.Event.Type() == events.TypeTimerFired {
-		return nil // decisions are taken again with every snapshot; no timer is armed
-	}
 	in, err := decode(d.Event)
 	if err != nil {
 		return bus.Terminal(err)
@@ -116,7 +119,7 @@ func (h *Handler) turn(ctx context.Context, d bus.Delivery, in any, v *view, t *
 		Event: fmt.Sprintf("%s@%d", d.Event.ID(), d.Sequence), ID: events.ID, NodeName: events.NodeName,
 	}
 	res := scaling.Evaluate(t.Now, rec.policy(), rec.Core, o, seed)
-	rec.Core = res.State
+	rec.Core, rec.WakeAt = res.State, res.NextAt
 	if err := h.emit(d, t, before, res, v); err != nil {
 		return nil, err
 	}

@@ -364,9 +364,6 @@ func TestWhatItCantUnderstandIsSetAside(t *testing.T) {
 		edit(&d.Event)
 		require.True(t, bus.IsTerminal(b.handler.Handle(t.Context(), d)), name)
 	}
-	d := b.deliver(events.PoolResumed{Pool: "a", Actor: "bob", Reason: "x"})
-	d.Event.SetType(events.TypeTimerFired)
-	require.NoError(t, b.handler.Handle(t.Context(), d))
 	_, err := New(t.Context(), Options{})
 	require.ErrorContains(t, err, "Bus is required")
 }
@@ -408,6 +405,35 @@ func TestItReadsFromTheBusAndDecides(t *testing.T) {
 	publish(events.ConfigApplied{Digest: "d", Start: b.now, Policy: testPolicy()})
 	publish(b.full())
 	require.Eventually(t, func() bool { return len(payloads[events.NodeClaimed](b)) == 2 }, 10*time.Second, 20*time.Millisecond)
+}
+
+// A pause ends at an instant, and no snapshot need arrive for it to be noticed.
+func TestAPauseThatEndsIsNoticedWithoutASnapshot(t *testing.T) {
+	t.Parallel()
+	b := newBundle(t)
+	own := bustest.Open(t, b.server)
+	h, err := New(t.Context(), Options{Bus: own, Version: "v"})
+	require.NoError(t, err)
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 2)
+	go func() { done <- own.Run(ctx, h) }()
+	go func() { done <- own.RunTimers(ctx) }()
+	t.Cleanup(func() { cancel(); <-done; <-done })
+
+	b.now = time.Now().UTC()
+	publish := func(p events.Payload) {
+		e, err := events.New(events.Meta{Cluster: testCluster, Publisher: "test", ID: p.EventType(), Time: b.now}, p)
+		require.NoError(t, err)
+		require.NoError(t, b.bus.Publish(t.Context(), e))
+	}
+	publish(events.ConfigApplied{Digest: "d", Start: b.now, Policy: testPolicy()})
+	publish(b.full())
+	until := b.now.Add(3 * time.Second)
+	publish(events.PoolPaused{Pool: "a", Actor: "bob", Reason: "work", Until: until})
+	publish(b.alert(events.AlertFiring))
+	require.Eventually(t, func() bool { return len(payloads[events.NodeClaimed](b)) == 1 }, time.Minute, 20*time.Millisecond)
+	require.False(t, payloads[events.NodeClaimed](b)[0].ClaimedAt.Before(until))
+	require.Equal(t, until, payloads[events.TimerFired](b)[0].DueAt)
 }
 
 // What a dry run decided nobody made: a real run must not wait for it.

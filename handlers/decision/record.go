@@ -21,6 +21,8 @@ type Record struct {
 	Digest string `json:"digest,omitempty"`
 	// Stale says why the snapshots since Last can't be folded; empty when they can.
 	Stale string `json:"stale,omitempty"`
+	// WakeAt is when the next evaluation is due though no fact arrives.
+	WakeAt time.Time `json:"wake_at,omitzero"`
 }
 
 // Config is the policy in force.
@@ -52,12 +54,15 @@ func decode(e events.Event) (any, error) {
 		return events.Decode[events.PoolBackoffReset](e)
 	case events.TypeConfigApplied:
 		return events.Decode[events.ConfigApplied](e)
+	case events.TypeTimerFired:
+		return events.Decode[events.TimerFired](e)
 	}
 	return nil, fmt.Errorf("event %s of type %s is none that decision reads", e.ID(), e.Type())
 }
 
-// fold takes a fact into the record. Snapshots are folded by the view, and a
-// signal concerns no rule of this policy: both only move the clock.
+// fold takes a fact into the record. Snapshots are folded by the view, a signal
+// concerns no rule of this policy, and a timer says that something has ended:
+// they only move the clock.
 func (r *Record) fold(now time.Time, d bus.Delivery, in any) {
 	id := d.Event.ID()
 	var fact scaling.Input

@@ -20,6 +20,7 @@ func TestAFiringAlertAddsItsAmountOncePerCooldownUntilItIsResolved(t *testing.T)
 	require.Equal(t, CodeAlert, d.Reason.Code)
 	require.Equal(t, t0, d.TriggerSince)
 	require.Len(t, d.Inputs, 1, "ids of events are named once")
+	require.Equal(t, t0.Add(time.Minute), res.NextAt, "the cooldown ends then")
 
 	require.Empty(t, s.pass(50*time.Second))
 	require.Equal(t, CodeCooldown, only(t, s.evaluate()).Reason.Code)

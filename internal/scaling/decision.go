@@ -14,6 +14,10 @@ type Result struct {
 	// PendingPods counts the pods that wait for a node, those that no node of
 	// ours could help included.
 	PendingPods int `json:"pending_pods"`
+	// NextAt is the earliest instant at which something ends by itself: a guard, an
+	// alert, a pause, a request, a claim. An evaluation then may say something
+	// else, though no fact arrived. Zero: nothing does.
+	NextAt time.Time `json:"next_at,omitzero"`
 }
 
 // PoolSize is how large a pool is after the evaluation.

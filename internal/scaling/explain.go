@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"time"
 )
 
 // weight orders what holds a pool by how much a reader wants to know it: what
@@ -42,7 +43,45 @@ func (e *evaluation) conclude() Result {
 	}
 	e.s.Pools = pools
 	res.State = e.s
+	res.NextAt = e.next(res.Decisions)
 	return res
+}
+
+// next is when the earliest of what ends by itself does.
+func (e *evaluation) next(decisions []Decision) time.Time {
+	var first time.Time
+	ends := func(at time.Time) {
+		if at.After(e.now) && (first.IsZero() || at.Before(first)) {
+			first = at
+		}
+	}
+	for _, d := range decisions {
+		for _, g := range d.Guards {
+			ends(g.Until)
+		}
+	}
+	for _, p := range e.pools {
+		// What this evaluation did begins intervals that it met no more as guards.
+		if p.upAlert {
+			ends(p.st.AlertUpAt.Add(p.ScaleUpCooldown))
+		}
+		ends(p.st.RemovedAt.Add(p.ScaleDownCooldown))
+	}
+	for _, a := range e.s.Alerts {
+		if !a.Resolved {
+			ends(a.ExpiresAt)
+		}
+	}
+	for _, p := range e.s.Pauses {
+		ends(p.Until)
+	}
+	for _, r := range e.s.Requests {
+		ends(r.ExpiresAt)
+	}
+	for _, c := range e.s.Claims {
+		ends(c.NotAfter)
+	}
+	return first
 }
 
 // decide puts the verdict on a pool together. Up beats down beats held; what
