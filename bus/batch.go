@@ -2,6 +2,7 @@ package bus
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"maps"
@@ -21,8 +22,8 @@ const (
 	maxBatch = 256
 	// batchWindow is how long a batch waits for more.
 	batchWindow = 5 * time.Millisecond
-	// unknownCluster stands for the cluster of a message on a subject that names none.
-	unknownCluster = "unknown"
+	// UnknownCluster stands for the cluster of a message on a subject that names none.
+	UnknownCluster = "unknown"
 )
 
 // RunBatch delivers every event of the stream of record to h, in stream order,
@@ -315,7 +316,35 @@ func (r *batchRunner) handle(ctx context.Context, ds []Delivery) (err error) {
 			err = middleware.Panicked(v)
 		}
 	}()
-	return r.h.HandleBatch(ctx, ds)
+	if err := r.h.HandleBatch(ctx, ds); err != nil {
+		return err
+	}
+	return r.errands(ctx, ds)
+}
+
+// errands carries out what a recorded batch asks about dead letters of this handler.
+func (r *batchRunner) errands(ctx context.Context, ds []Delivery) error {
+	for _, d := range ds {
+		typ := d.Event.Type()
+		if typ != events.TypeDeadletterDropRequested && typ != events.TypeDeadletterRedriveRequested {
+			continue
+		}
+		var to struct {
+			Handler string `json:"handler"`
+		}
+		if json.Unmarshal(d.Event.Data(), &to) != nil || to.Handler != r.h.Name() {
+			continue
+		}
+		x := errand{b: r.b, handler: r.h.Name(), d: d, again: true, owned: func() bool { return ctx.Err() == nil }}
+		var bad *events.DecodeError
+		if err := x.run(ctx); errors.As(err, &bad) {
+			// It is recorded, and means nothing.
+			r.b.opts.Logger.WarnContext(ctx, "request about dead letters ignored: it can't be understood", "handler", r.h.Name(), "sequence", d.Sequence, "error", err)
+		} else if err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // hold proves that this process has what it holds until lost is called, which
@@ -368,7 +397,7 @@ func (r *batchRunner) proveAll(ctx context.Context) bool {
 // place.
 func (r *batchRunner) undecodable(ctx context.Context, m jetstream.Msg, d Delivery, why error) (Delivery, error) {
 	if d.Key == (Key{}) {
-		d.Key = Key{Cluster: unknownCluster, Name: events.ClusterKey}
+		d.Key = Key{Cluster: UnknownCluster, Name: events.ClusterKey}
 	}
 	dl, err := r.b.bury(ctx, burial{consumer: r.h.Name(), handler: r.h.Name(), delivery: d, msg: m, why: failure{err: why, attempts: d.Attempt}})
 	if err != nil {
@@ -388,6 +417,7 @@ func (b *Bus) measureBatch(ctx context.Context, handler string) {
 		if info, err := b.consumerInfo(ctx, handler); err == nil {
 			b.metrics.depth.WithLabelValues(handler).Set(float64(info.NumPending) + float64(info.NumAckPending))
 		}
+		b.measureDead(ctx, handler, false)
 		select {
 		case <-ctx.Done():
 			return

@@ -1,11 +1,12 @@
 package bus
 
 import (
+	"cmp"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"maps"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -16,9 +17,6 @@ import (
 	"github.com/k3s-autoscaler/k3s-autoscaler/bus/middleware"
 	"github.com/k3s-autoscaler/k3s-autoscaler/events"
 )
-
-// parkedRoot starts the bucket keys of parked keys.
-const parkedRoot = "parked"
 
 // Headers of a dead letter, beside those of the event.
 const (
@@ -33,6 +31,7 @@ const (
 	headerDeadSubject  = headerDead + "Subject"
 	headerDeadParked   = headerDead + "Parked"
 	headerDeadBody     = headerDead + "Body"
+	headerDeadStream   = headerDead + "Incarnation"
 )
 
 const (
@@ -48,7 +47,11 @@ type DeadLetter struct {
 	Attempts int // 0: it was never tried, its key is parked
 	Stack    string
 	At       time.Time
-	Sequence uint64 // of the event in the stream of record
+	Key      Key    // of the event; of UnknownCluster when its subject is none of ours
+	Sequence uint64 // of the event, or of the copy that failed again, in the stream of record
+	// Origin is the sequence at which the event first stood: what a redrive orders by.
+	Origin      uint64
+	Incarnation string // of the stream of record; empty: written before it was noted
 	// Parked says that later events of the key follow it, until it is redriven or
 	// dropped: nothing acts on a node whose history has a gap.
 	Parked bool
@@ -59,6 +62,10 @@ type DeadLetter struct {
 	Subject string
 	Header  map[string][]string
 	Data    []byte
+	// Bodyless says that Data had no room: the stream of record has it at Sequence.
+	Bodyless bool
+
+	stored []uint64 // sequences in the dead-letter stream; several when it was published twice
 }
 
 // failure is why a message is set aside.
@@ -140,6 +147,21 @@ func (l *puller) bury(f *inflight, why failure, park bool) error {
 	return err
 }
 
+// follow sets aside a message whose key is parked already.
+func (l *puller) follow(f *inflight, why failure) error {
+	if !f.owned() {
+		return errFenced
+	}
+	if _, err := l.b.bury(context.WithoutCancel(f.ctx), burial{
+		consumer: l.name(), handler: l.opts.Handler, delivery: f.delivery, msg: f.msg, why: why, park: true, follows: true,
+	}); err != nil {
+		return err
+	}
+	l.ended("dead")
+	l.finish(f, func() error { return f.msg.TermWithReason(why.reason()) })
+	return nil
+}
+
 // burial is a message that is to be set aside.
 type burial struct {
 	consumer string // several may belong to one handler
@@ -149,11 +171,18 @@ type burial struct {
 	msg      jetstream.Msg
 	why      failure
 	park     bool
+	follows  bool // the key is parked behind another one
 }
 
-// bury publishes the dead letter, parks the key, and records both. Killed in
-// between, it is done again: every part has an id of its own.
+// bury parks the key, publishes the dead letter, and records both. Killed in
+// between, it is done again: every part has an id of its own. The key is parked
+// first, because a message that comes again finds it so and is set aside with
+// the same reason; the other way round its handler could run again, and succeed,
+// after its dead letter was published.
 func (b *Bus) bury(ctx context.Context, u burial) (DeadLetter, error) {
+	if u.delivery.Key == (Key{}) {
+		u.delivery.Key = Key{Cluster: UnknownCluster, Name: events.ClusterKey}
+	}
 	d := u.delivery
 	dl := DeadLetter{
 		ID:       events.ID("deadletter", u.consumer, d.Incarnation, strconv.FormatUint(d.Sequence, 10)),
@@ -162,21 +191,27 @@ func (b *Bus) bury(ctx context.Context, u burial) (DeadLetter, error) {
 		Attempts: u.why.attempts,
 		Stack:    u.why.stack,
 		At:       b.opts.Clock.Now().UTC(),
+		Key:      d.Key,
 		Sequence: d.Sequence,
-		Parked:   u.park,
-		Event:    d.Event,
-		Subject:  u.msg.Subject(),
-		Header:   u.msg.Headers(),
-		Data:     u.msg.Data(),
+		Origin:   d.origin(),
+
+		Incarnation: d.Incarnation,
+		Parked:      u.park,
+		Event:       d.Event,
+		Subject:     u.msg.Subject(),
+		Header:      u.msg.Headers(),
+		Data:        u.msg.Data(),
+	}
+	if u.park && !u.follows {
+		if err := b.park(ctx, u.kv, d, parked{ID: dl.ID, Reason: dl.Reason, Attempts: dl.Attempts, Since: dl.At, Sequence: d.Sequence}); err != nil {
+			return dl, err
+		}
+		b.opts.OnStep(u.handler + "/park/after")
 	}
 	if err := b.publishDead(ctx, dl, d.Key); err != nil {
 		return dl, err
 	}
-	if u.park {
-		if err := parkKey(ctx, b, u.kv, d.Key, parked{ID: dl.ID, Reason: dl.Reason, Since: dl.At, Sequence: d.Sequence}); err != nil {
-			return dl, err
-		}
-	}
+	b.opts.OnStep(u.handler + "/bury/after")
 	if err := b.recordDead(ctx, dl, d.Key); err != nil {
 		return dl, err
 	}
@@ -194,11 +229,11 @@ func typeOf(e events.Event) string {
 }
 
 func (b *Bus) publishDead(ctx context.Context, dl DeadLetter, k Key) error {
-	cluster, token := "_", "_"
-	if t, err := k.token(); err == nil {
-		cluster, token = k.Cluster, t
+	subject, err := deadSubject(dl.Handler, k)
+	if err != nil {
+		return fmt.Errorf("publish dead letter %s of %s: %w", dl.ID, dl.Handler, err)
 	}
-	m := &nats.Msg{Subject: strings.Join([]string{deadRoot, dl.Handler, cluster, token}, "."), Header: nats.Header{}, Data: dl.Data}
+	m := &nats.Msg{Subject: subject, Header: nats.Header{}, Data: dl.Data}
 	for name, vs := range dl.Header {
 		if !strings.HasPrefix(strings.ToLower(name), "nats-") { // those would steer this publication
 			m.Header[name] = vs
@@ -219,6 +254,7 @@ func (b *Bus) publishDead(ctx context.Context, dl DeadLetter, k Key) error {
 	set(headerDeadSequence, strconv.FormatUint(dl.Sequence, 10))
 	set(headerDeadSubject, dl.Subject)
 	set(headerDeadParked, strconv.FormatBool(dl.Parked))
+	set(headerDeadStream, dl.Incarnation)
 	if limit := b.nc.MaxPayload(); int64(m.Size()) > limit {
 		// A message at the limit has no room for the reason: first without the
 		// stack, then compressed, at last without its body, which the stream of
@@ -267,17 +303,74 @@ func deadEvent(dl DeadLetter, k Key) (events.Event, error) {
 	})
 }
 
-// DeadLetters returns the events that handlers set aside, oldest first.
+// deadSubject is where the dead letters of a handler and key are.
+func deadSubject(handler string, k Key) (string, error) {
+	token, err := k.token()
+	if err != nil {
+		return "", err
+	}
+	return strings.Join([]string{deadRoot, handler, k.Cluster, token}, "."), nil
+}
+
+// DeadLetters returns the events that handlers set aside: those of one handler
+// and key in the order in which they are redriven, otherwise oldest first.
 func (b *Bus) DeadLetters(ctx context.Context) ([]DeadLetter, error) {
+	return b.letters(ctx, deadRoot+".>")
+}
+
+// lettersOf returns the dead letters of a handler and key.
+func (b *Bus) lettersOf(ctx context.Context, handler string, k Key) ([]DeadLetter, error) {
+	subject, err := deadSubject(handler, k)
+	if err != nil {
+		return nil, err
+	}
+	return b.letters(ctx, subject)
+}
+
+func (b *Bus) letters(ctx context.Context, subject string) ([]DeadLetter, error) {
 	var out []DeadLetter
-	err := b.scan(ctx, scanOptions{stream: DeadLetterStream, subjects: []string{deadRoot + ".>"}}, func(m jetstream.Msg, _ *jetstream.MsgMetadata) (bool, error) {
-		out = append(out, readDead(m))
+	at := map[string]int{} // by id
+	err := b.scan(ctx, scanOptions{stream: DeadLetterStream, subjects: []string{subject}}, func(m jetstream.Msg, meta *jetstream.MsgMetadata) (bool, error) {
+		dl := readDead(m)
+		i, twice := at[dl.ID]
+		if !twice {
+			i = len(out)
+			at[dl.ID] = i
+			out = append(out, dl)
+		}
+		out[i].stored = append(out[i].stored, meta.Sequence.Stream)
 		return true, nil
 	})
 	if err != nil {
 		return nil, fmt.Errorf("read dead letters: %w", err)
 	}
+	inOrder(out)
 	return out, nil
+}
+
+// inOrder sorts the letters of each handler, key and stream by origin, in the
+// places that they have: a copy that failed again stands behind what was set
+// aside meanwhile, but its event came first.
+func inOrder(ls []DeadLetter) {
+	type line struct {
+		handler, incarnation string
+		key                  Key
+	}
+	places := map[line][]int{}
+	for i, dl := range ls {
+		k := line{dl.Handler, dl.Incarnation, dl.Key}
+		places[k] = append(places[k], i)
+	}
+	for _, at := range places {
+		group := make([]DeadLetter, len(at))
+		for n, i := range at {
+			group[n] = ls[i]
+		}
+		slices.SortStableFunc(group, func(x, y DeadLetter) int { return cmp.Compare(x.Origin, y.Origin) })
+		for n, i := range at {
+			ls[i] = group[n]
+		}
+	}
 }
 
 func readDead(m jetstream.Msg) DeadLetter {
@@ -291,6 +384,14 @@ func readDead(m jetstream.Msg) DeadLetter {
 	dl.Attempts, _ = strconv.Atoi(get(headerDeadAttempts))
 	dl.Sequence, _ = strconv.ParseUint(get(headerDeadSequence), 10, 64)
 	dl.At, _ = time.Parse(time.RFC3339Nano, get(headerDeadAt))
+	dl.Incarnation, dl.Bodyless = get(headerDeadStream), get(headerDeadBody) != ""
+	dl.Origin = dl.Sequence
+	dl.Key = Key{Cluster: UnknownCluster, Name: events.ClusterKey}
+	if t := strings.SplitN(m.Subject(), ".", 4); len(t) == 4 {
+		if name, err := events.DecodeKey(t[3]); err == nil {
+			dl.Key = Key{Cluster: t[2], Name: name}
+		}
+	}
 	for name := range h {
 		if lower := strings.ToLower(name); strings.HasPrefix(lower, strings.ToLower(headerDead)) || strings.HasPrefix(lower, "nats-") {
 			delete(h, name)
@@ -303,79 +404,8 @@ func readDead(m jetstream.Msg) DeadLetter {
 		return dl
 	}
 	dl.Event = e
+	if r, ok, err := events.RedriveOf(e); ok && err == nil {
+		dl.Origin = r.Origin
+	}
 	return dl
-}
-
-// parked is why the events of a key go to the dead letters.
-type parked struct {
-	ID       string    `json:"dead_letter"` // the first one
-	Reason   string    `json:"reason"`
-	Since    time.Time `json:"since"`
-	Sequence uint64    `json:"sequence"`
-}
-
-func parkedKey(k Key) (string, error) {
-	token, err := k.token()
-	if err != nil {
-		return "", err
-	}
-	return parkedRoot + "." + k.Cluster + "." + token, nil
-}
-
-func readParked(ctx context.Context, kv jetstream.KeyValue, k Key) (p parked, ok bool, err error) {
-	name, err := parkedKey(k)
-	if err != nil {
-		return p, false, err
-	}
-	v, err := kv.Get(ctx, name)
-	if errors.Is(err, jetstream.ErrKeyNotFound) {
-		return p, false, nil
-	}
-	if err == nil {
-		err = json.Unmarshal(v.Value(), &p)
-	}
-	if err != nil {
-		return p, false, fmt.Errorf("read whether %s is parked: %w", k, unavailable(err))
-	}
-	return p, true, nil
-}
-
-// parkKey parks a key, unless it is parked already: the first dead letter counts.
-func parkKey(ctx context.Context, b *Bus, kv jetstream.KeyValue, k Key, p parked) error {
-	name, err := parkedKey(k)
-	if err != nil {
-		return err
-	}
-	raw, err := json.Marshal(p)
-	if err != nil {
-		return fmt.Errorf("park %s: %w", k, err)
-	}
-	ctx, cancel := b.bound(ctx)
-	defer cancel()
-	if _, err := kv.Create(ctx, name, raw); err != nil && !errors.Is(err, jetstream.ErrKeyExists) {
-		return fmt.Errorf("park %s: %w", k, unavailable(err))
-	}
-	return nil
-}
-
-// Parked returns the keys of a handler whose events go to the dead letters.
-func (b *Bus) Parked(ctx context.Context, handler string) ([]Key, error) {
-	kv, err := b.ensureBucket(ctx, handler)
-	if err != nil {
-		return nil, err
-	}
-	ctx, cancel := b.bound(ctx)
-	defer cancel()
-	names, err := kv.ListKeysFiltered(ctx, parkedRoot+".>")
-	if err != nil {
-		return nil, fmt.Errorf("list parked keys of %s: %w", handler, unavailable(err))
-	}
-	var out []Key
-	for name := range names.Keys() {
-		t := strings.SplitN(name, ".", 3)
-		if node, err := events.DecodeKey(t[2]); err == nil {
-			out = append(out, Key{Cluster: t[1], Name: node})
-		}
-	}
-	return out, nil
 }

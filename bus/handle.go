@@ -39,15 +39,19 @@ func (l *puller) admit(f *inflight, decodeErr error, delivered uint64) (done boo
 	if decodeErr != nil {
 		return true, l.setAside(f, failure{err: decodeErr, attempts: int(delivered)}, false)
 	}
-	if !d.Key.IsCluster() && !l.unparked[d.Key] {
-		p, parked, err := readParked(f.ctx, l.kv, d.Key)
-		if err != nil {
-			return false, err
+	switch {
+	case d.Redrive.Handler != "" && d.Redrive.Handler != l.opts.Handler:
+		// It was handled here when it was first published.
+		l.ended("skipped")
+		l.finish(f, f.msg.Ack)
+		return true, nil
+	case isErrand(d.Event.Type()):
+		return true, l.errand(f, delivered > 1)
+	}
+	if !d.Key.IsCluster() && (d.Redrive.Handler != "" || !l.unparked[d.Key]) {
+		if done, err := l.checkParked(f); done || err != nil {
+			return true, err
 		}
-		if parked {
-			return true, l.setAside(f, failure{err: fmt.Errorf("the key is parked behind dead letter %s: %s", p.ID, p.Reason)}, true)
-		}
-		l.unparked[d.Key] = true
 	}
 	t, err := l.count(f, delivered)
 	if err != nil {
@@ -58,6 +62,35 @@ func (l *puller) admit(f *inflight, decodeErr error, delivered uint64) (done boo
 		return false, nil
 	}
 	return true, l.exhausted(f, t)
+}
+
+// checkParked sets aside what arrives on a parked key; done says that the message
+// is settled.
+func (l *puller) checkParked(f *inflight) (done bool, err error) {
+	d := f.delivery
+	m, err := l.b.readMark(f.ctx, l.kv, d.Key)
+	if err != nil {
+		return false, err
+	}
+	switch m.admits(d) {
+	case setAside:
+		return true, l.follow(f, failure{err: fmt.Errorf("the key is parked behind dead letter %s: %s", m.ID, m.Reason)})
+	case begun:
+		return true, l.follow(f, failure{err: errors.New(m.Reason), attempts: m.Attempts})
+	case duplicate:
+		l.ended("skipped")
+		l.b.opts.Logger.WarnContext(f.ctx, "copy ignored: it was published twice by a redrive", "handler", l.opts.Handler,
+			"event_id", d.Event.ID(), "key", d.Key.String(), "sequence", d.Sequence)
+		l.finish(f, f.msg.Ack)
+		return true, nil
+	case passes:
+		m.Round.Passed = passed{Number: d.Redrive.Number, Sequence: d.Sequence}
+		return false, l.b.writeMark(f.ctx, l.kv, &m)
+	}
+	if !m.exists() {
+		l.unparked[d.Key] = true
+	}
+	return false, nil
 }
 
 // offer hands the message to the subscription's channel and waits for its end.

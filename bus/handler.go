@@ -35,6 +35,17 @@ type Delivery struct {
 	StreamTime  time.Time // when JetStream stored it, UTC
 	Partition   int
 	Attempt     int // 1 is the first; RetryAfter does not count
+	// Redrive marks the copy of a dead letter, which only the handler that it names
+	// handles; the zero value for any other event.
+	Redrive events.Redrive
+}
+
+// origin is the sequence at which the event first stood.
+func (d Delivery) origin() uint64 {
+	if d.Redrive.Handler != "" {
+		return d.Redrive.Origin
+	}
+	return d.Sequence
 }
 
 // Handler handles the events whose types name it as a reader in the catalogue.

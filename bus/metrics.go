@@ -14,6 +14,8 @@ type metrics struct {
 	deliveries  *prometheus.CounterVec
 	durations   *prometheus.HistogramVec
 	deadLetters *prometheus.CounterVec
+	waiting     *prometheus.GaugeVec
+	parked      *prometheus.GaugeVec
 	published   *prometheus.CounterVec
 }
 
@@ -36,6 +38,14 @@ func newMetrics(reg prometheus.Registerer, log *slog.Logger) *metrics {
 		deadLetters: Register(reg, log, prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "autoscaler_bus_dead_letters_total",
 			Help: "Events that a handler set aside.",
+		}, []string{"handler"})),
+		waiting: Register(reg, log, prometheus.NewGaugeVec(prometheus.GaugeOpts{
+			Name: "autoscaler_bus_dead_letters_waiting",
+			Help: "Dead letters of a handler that wait to be redriven or dropped.",
+		}, []string{"handler"})),
+		parked: Register(reg, log, prometheus.NewGaugeVec(prometheus.GaugeOpts{
+			Name: "autoscaler_bus_parked_keys",
+			Help: "Nodes on which a handler does not act until their dead letters are redriven or dropped.",
 		}, []string{"handler"})),
 		published: Register(reg, log, prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "autoscaler_bus_published_total",

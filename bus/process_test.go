@@ -5,6 +5,7 @@ import (
 	"cmp"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -12,6 +13,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -49,8 +51,12 @@ type childSpec struct {
 	Log  string // where it writes one line for each start and end of a handler
 	// HoldAt is the message of this process that it does not finish by itself; 0: none.
 	HoldAt int
-	// KillAt is the step of the bus at which the process kills itself.
-	KillAt string
+	// KillAt is the step of the bus at which the process kills itself, when it is
+	// reached for the KillNth time (0: the first).
+	KillAt  string
+	KillNth int
+	// Shut is the id of the event that the handler refuses for good.
+	Shut string
 	// KillOn is the id of the event on which the handler kills its process.
 	KillOn string
 	Apply  bool // change a record and emit an event
@@ -75,13 +81,14 @@ func runChild(raw string) error {
 	say := func(what string, e events.Event) {
 		_, _ = fmt.Fprintf(log, "%s %s %s\n", spec.Name, what, e.ID())
 	}
+	reached := atomic.Int32{}
 	times := bustest.Times()
 	times.AckWait = cmp.Or(spec.AckWait, times.AckWait)
 	b, err := bus.Open(ctx, bus.Options{
 		URL: spec.URL, Connect: []nats.Option{nats.Token(token)}, Instance: spec.Name,
 		Times: times, MaxBytes: 256 << 20, MaxAttempts: 3,
 		OnStep: func(step string) {
-			if step == spec.KillAt {
+			if step == spec.KillAt && int(reached.Add(1)) == max(spec.KillNth, 1) {
 				die()
 			}
 		},
@@ -109,6 +116,10 @@ func runChild(raw string) error {
 		say("start", d.Event)
 		if d.Event.ID() == spec.KillOn {
 			die()
+		}
+		if d.Event.ID() == spec.Shut {
+			say("refused", d.Event)
+			return bus.Terminal(errors.New("shut"))
 		}
 		if next() == spec.HoldAt {
 			say("holds", d.Event)

@@ -58,8 +58,8 @@ func (o ReadOptions) subjects() ([]string, error) {
 			return nil, fmt.Errorf("type: %q is not in the catalogue", typ)
 		}
 		suffix := def.Suffix()
-		if typ == events.TypeTimerFired {
-			suffix = events.TimerSuffix("*")
+		if events.Addressed(typ) {
+			suffix = events.AddressedSuffix(typ, "*")
 		}
 		if s := filterSubject("*", cluster, token, suffix); !seen[s] {
 			seen[s] = true
@@ -99,8 +99,8 @@ func (b *Bus) Last(ctx context.Context, key Key, eventType string) (Delivery, bo
 		return Delivery{}, false, fmt.Errorf("last %s: %w", eventType, err)
 	}
 	def, ok := events.Lookup(eventType)
-	if !ok || eventType == events.TypeTimerFired {
-		return Delivery{}, false, fmt.Errorf("last %q: expected a type of the catalogue other than %s", eventType, events.TypeTimerFired)
+	if !ok || events.Addressed(eventType) {
+		return Delivery{}, false, fmt.Errorf("last %q: expected a type of the catalogue that is not for one handler alone", eventType)
 	}
 	subject := storedSubject(partitionOf(key.Cluster, token), strings.Join([]string{events.SubjectRoot, key.Cluster, nodeToken, token, def.Suffix()}, "."))
 	ctx, cancel := b.bound(ctx)
@@ -133,6 +133,9 @@ func (b *Bus) delivery(subject string, h nats.Header, data []byte, seq uint64, a
 	}
 	if events.Extension(e, events.ExtPartitionKey) != d.Key.String() {
 		return d, &UndecodableError{Sequence: seq, Subject: subject, Err: fmt.Errorf("%s: is %q, the subject says %q", events.ExtPartitionKey, events.Extension(e, events.ExtPartitionKey), d.Key)}
+	}
+	if d.Redrive, _, err = events.RedriveOf(e); err != nil {
+		return d, &UndecodableError{Sequence: seq, Subject: subject, Err: err}
 	}
 	d.Event = e
 	return d, nil
@@ -187,12 +190,15 @@ func (b *Bus) scan(ctx context.Context, o scanOptions, fn func(jetstream.Msg, *j
 	}
 	defer it.Stop()
 	for {
-		m, err := it.Next(jetstream.NextContext(ctx))
+		m, err := b.nextStored(ctx, it, c, o.follow)
 		if err != nil {
 			if ctx.Err() != nil && o.follow {
 				return nil
 			}
 			return unavailable(err)
+		}
+		if m == nil {
+			return nil
 		}
 		meta, err := m.Metadata()
 		if err != nil {
@@ -209,6 +215,31 @@ func (b *Bus) scan(ctx context.Context, o scanOptions, fn func(jetstream.Msg, *j
 		}
 		if !o.follow && meta.NumPending == 0 || seq == o.until || seq == end {
 			return nil
+		}
+	}
+}
+
+// nextStored returns the next message; nil when there is none any more. A dead
+// letter may be deleted between being counted as pending and being read.
+func (b *Bus) nextStored(ctx context.Context, it jetstream.MessagesContext, c jetstream.Consumer, follow bool) (jetstream.Msg, error) {
+	for {
+		nctx, cancel := ctx, context.CancelFunc(func() {})
+		if !follow {
+			nctx, cancel = b.bound(ctx)
+		}
+		m, err := it.Next(jetstream.NextContext(nctx))
+		cancel()
+		if follow || err == nil || ctx.Err() != nil || !errors.Is(err, context.DeadlineExceeded) {
+			return m, err
+		}
+		ictx, cancel := b.bound(ctx)
+		info, err := c.Info(ictx)
+		cancel()
+		if err != nil {
+			return nil, err
+		}
+		if info.NumPending == 0 {
+			return nil, nil
 		}
 	}
 }

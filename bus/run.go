@@ -135,6 +135,7 @@ func (b *Bus) measure(ctx context.Context, handler string) {
 		if n, err := b.Pending(ctx, handler); err == nil {
 			b.metrics.depth.WithLabelValues(handler).Set(float64(n))
 		}
+		b.measureDead(ctx, handler, true)
 		select {
 		case <-ctx.Done():
 			return

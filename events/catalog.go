@@ -124,7 +124,11 @@ func buildCatalog() []Definition {
 		def(NodeCancelRefused{}, KeyNode, "draining", "", "A cancel came after the point of no return and was refused."),
 		def(TimerFired{}, KeyEither, "bus", "", "A deadline that a handler armed has come; read by that handler alone."),
 		def(DeadletterRecorded{}, KeyEither, "bus", "", "An event could not be handled and was set aside, with its reason."),
-		def(DeadletterRedriven{}, KeyEither, "bus api", "", "A dead letter was published again."),
+		def(DeadletterRedriveRequested{}, KeyEither, "api", "", "A person or tool asked to publish dead letters again; read by the handler that it names alone."),
+		def(DeadletterDropRequested{}, KeyEither, "api", "", "A person or tool asked to delete dead letters; read by the handler that it names alone."),
+		def(DeadletterRedriven{}, KeyEither, "bus", "", "Dead letters were published again, for the handler that it names, which alone reads this."),
+		def(DeadletterDropped{}, KeyEither, "bus", "", "Dead letters were deleted."),
+		def(DeadletterRequestRefused{}, KeyEither, "bus", "", "A redrive or drop could not be carried out, and why."),
 		def(AccessRefused{}, KeyCluster, "api", "", "Calls were refused; aggregated."),
 	}
 }

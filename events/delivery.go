@@ -6,7 +6,6 @@ import "time"
 const (
 	TypeTimerFired         = TypePrefix + "timer.fired.v1"
 	TypeDeadletterRecorded = TypePrefix + "deadletter.recorded.v1"
-	TypeDeadletterRedriven = TypePrefix + "deadletter.redriven.v1"
 )
 
 // TimerFired says that the deadline of a handler's record of a key has come.
@@ -49,26 +48,5 @@ func (p DeadletterRecorded) Validate() error {
 	r.text("event_id", p.EventID)
 	r.text("handler", p.Handler)
 	r.text("reason", p.Reason)
-	return r.err()
-}
-
-// DeadletterRedriven says that a dead letter was published again.
-type DeadletterRedriven struct {
-	EventID string `json:"event_id"`
-	Handler string `json:"handler"`
-	Actor   string `json:"actor"`
-	Reason  string `json:"reason"`
-	Attempt int    `json:"attempt"`
-}
-
-// EventType implements Payload.
-func (DeadletterRedriven) EventType() string { return TypeDeadletterRedriven }
-
-// Validate implements Payload.
-func (p DeadletterRedriven) Validate() error {
-	var r required
-	r.text("event_id", p.EventID)
-	r.text("handler", p.Handler)
-	r.text("actor", p.Actor)
 	return r.err()
 }

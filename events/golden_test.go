@@ -144,14 +144,16 @@ func TestSubjectsAndSuffixesComeFromTheCatalogue(t *testing.T) {
 		require.NoError(t, err)
 		require.False(t, seen[s], "two types share the subject %s", s)
 		seen[s] = true
-		if d.Type == TypeTimerFired {
-			require.Equal(t, "k3sas.home.node._cluster.timer.draining.fired", s)
+		if Addressed(d.Type) {
+			noun, rest, _ := strings.Cut(d.Suffix(), ".")
+			require.Equal(t, "k3sas.home.node._cluster."+noun+".draining."+rest, s)
 			continue
 		}
 		require.True(t, strings.HasSuffix(s, "."+d.Suffix()), s)
 	}
 	require.True(t, seen["k3sas.home.node.burst-0a1b2c3d4e.node.drain.requested"])
-	require.Equal(t, []string{"node.drain.requested", "node.drain.cancelled", "timer.draining.fired"}, Suffixes(HandlerDraining))
+	require.Equal(t, []string{"node.drain.requested", "node.drain.cancelled", "timer.draining.fired",
+		"deadletter.draining.redrive.requested", "deadletter.draining.drop.requested", "deadletter.draining.redriven"}, Suffixes(HandlerDraining))
 	require.Empty(t, Suffixes("nobody"))
 }
 

@@ -1,8 +1,10 @@
 package events
 
 import (
+	"encoding/json"
 	"fmt"
 	"regexp"
+	"slices"
 	"strings"
 )
 
@@ -84,18 +86,42 @@ func Subject(e Event) (string, error) {
 		return "", err
 	}
 	suffix := def.Suffix()
-	if e.Type() == TypeTimerFired {
-		t, err := Decode[TimerFired](e)
-		if err != nil {
+	if Addressed(e.Type()) {
+		if suffix, err = addressedTo(e); err != nil {
 			return "", err
 		}
-		suffix = TimerSuffix(t.Handler)
 	}
 	return strings.Join([]string{SubjectRoot, cluster, "node", token, suffix}, "."), nil
 }
 
-// TimerSuffix is how the subject of a timer.fired for one handler ends.
-func TimerSuffix(handler string) string { return "timer." + handler + ".fired" }
+// addressed are the types that only one handler reads: their payloads, and
+// their subjects behind the first token, name it.
+var addressed = []string{TypeTimerFired, TypeDeadletterRedriveRequested, TypeDeadletterDropRequested, TypeDeadletterRedriven}
+
+// Addressed reports whether events of a type are for one handler, which they name.
+func Addressed(typ string) bool { return slices.Contains(addressed, typ) }
+
+// AddressedSuffix is how the subject of an addressed type ends for one handler
+// ("*" for any), e.g. "timer.draining.fired".
+func AddressedSuffix(typ, handler string) string {
+	def, _ := Lookup(typ)
+	noun, rest, _ := strings.Cut(def.Suffix(), ".")
+	return noun + "." + handler + "." + rest
+}
+
+func addressedTo(e Event) (string, error) {
+	var to struct {
+		Handler string `json:"handler"`
+	}
+	if err := json.Unmarshal(e.Data(), &to); err != nil {
+		return "", fmt.Errorf("data: %w", err)
+	}
+	// One token of a subject, whoever wrote the event.
+	if !dnsLabel.MatchString(to.Handler) {
+		return "", fmt.Errorf("handler: is %q, expected the name of a handler", to.Handler)
+	}
+	return AddressedSuffix(e.Type(), to.Handler), nil
+}
 
 // Suffixes returns the subject endings that the named handler reads, in
 // catalogue order: what its consumers are filtered by.
@@ -107,7 +133,9 @@ func Suffixes(handler string) []string {
 		}
 	}
 	if len(out) > 0 {
-		out = append(out, TimerSuffix(handler))
+		for _, typ := range addressed {
+			out = append(out, AddressedSuffix(typ, handler))
+		}
 	}
 	return out
 }

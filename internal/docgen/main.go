@@ -98,15 +98,15 @@ func asyncAPI() yaml.MapSlice {
 	for _, d := range events.Catalog() {
 		name := strings.ReplaceAll(d.Suffix(), ".", "-")
 		suffix := d.Suffix()
-		if d.Type == events.TypeTimerFired {
-			suffix = "timer.{handler}.fired"
+		if events.Addressed(d.Type) {
+			suffix = events.AddressedSuffix(d.Type, "{handler}")
 		}
 		params := yaml.MapSlice{
 			{Key: "cluster", Value: yaml.MapSlice{{Key: "description", Value: "Name of the cluster, a DNS label."}}},
 			{Key: "key", Value: yaml.MapSlice{{Key: "description", Value: "Node name with dots written as '_', or _cluster."}}},
 		}
-		if d.Type == events.TypeTimerFired {
-			params = append(params, yaml.MapItem{Key: "handler", Value: yaml.MapSlice{{Key: "description", Value: "The handler that armed the timer."}}})
+		if events.Addressed(d.Type) {
+			params = append(params, yaml.MapItem{Key: "handler", Value: yaml.MapSlice{{Key: "description", Value: "The handler that it is for, which alone reads it."}}})
 		}
 		channels = append(channels, yaml.MapItem{Key: name, Value: yaml.MapSlice{
 			{Key: "address", Value: events.SubjectRoot + ".{cluster}.node.{key}." + suffix},
