@@ -38,6 +38,7 @@ type Record struct {
 	StreamTime  time.Time
 
 	ID, Source, Type           string
+	Redrive                    string // of a copy that was redriven: which
 	Cluster, Key               string
 	CorrelationID, CausationID string
 	Details                    Details
@@ -276,7 +277,7 @@ func record(d bus.Delivery) (Record, error) {
 	}
 	return Record{
 		Incarnation: d.Incarnation, Sequence: d.Sequence, StreamTime: d.StreamTime,
-		ID: e.ID(), Source: e.Source(), Type: e.Type(), Cluster: d.Key.Cluster, Key: d.Key.Name,
+		ID: e.ID(), Source: e.Source(), Redrive: events.Extension(e, events.ExtRedrive), Type: e.Type(), Cluster: d.Key.Cluster, Key: d.Key.Name,
 		CorrelationID: events.Extension(e, events.ExtCorrelationID),
 		CausationID:   events.Extension(e, events.ExtCausationID),
 		Details:       details(e.Data()), Event: encoded,

@@ -43,7 +43,7 @@ func (s *sqliteStore) Append(ctx context.Context, batch []Record) error {
 	out := make([]audit.Record, len(batch))
 	for i, r := range batch {
 		out[i] = audit.Record{Incarnation: r.Incarnation, Sequence: r.Sequence, StreamTime: r.StreamTime,
-			ID: r.ID, Source: r.Source, Type: r.Type, Cluster: r.Cluster, Key: r.Key, Pool: r.Details.Pool,
+			ID: r.ID, Source: r.Source, Redrive: r.Redrive, Type: r.Type, Cluster: r.Cluster, Key: r.Key, Pool: r.Details.Pool,
 			CorrelationID: r.CorrelationID, CausationID: r.CausationID, Actor: r.Details.Actor,
 			Reason: r.Details.Reason, Message: r.Details.Message, Event: r.Event}
 	}
@@ -485,4 +485,19 @@ func TestAStoreFromABackupIsFilledFromTheStream(t *testing.T) {
 	reached(backup, 7)
 	require.Equal(t, []uint64{1, 2, 3, 4, 5, 6, 7}, backup.recorded())
 	require.Empty(t, backup.gaps())
+}
+
+func TestACopyThatWasRedrivenIsRecordedAsSuch(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	first, again := paused(t, 1), paused(t, 1)
+	again.Sequence, again.Redrive = 2, events.Redrive{Handler: events.HandlerDecision, Round: 9, Number: 1, Origin: 1}
+	again.Event.SetExtension(events.ExtRedrive, again.Redrive.String())
+	require.NoError(t, b.h.HandleBatch(t.Context(), []bus.Delivery{first, again, paused(t, 3)}))
+	rs, err := b.store.List(t.Context(), audit.Query{})
+	require.NoError(t, err)
+	require.Len(t, rs, 3)
+	require.Equal(t, rs[0].ID, rs[1].ID)
+	require.Equal(t, []string{"", "decision/9/1/1", ""}, []string{rs[0].Redrive, rs[1].Redrive, rs[2].Redrive})
+	require.Contains(t, string(rs[1].Event), `"redrive":"decision/9/1/1"`)
 }

@@ -254,7 +254,7 @@ func nextCursor(rs []audit.Record, limit int) string {
 
 func auditRecord(r audit.Record, full bool) AuditRecord {
 	out := AuditRecord{
-		Incarnation: r.Incarnation, Sequence: r.Sequence, StreamTime: r.StreamTime, ID: r.ID, Source: r.Source, Type: r.Type,
+		Incarnation: r.Incarnation, Sequence: r.Sequence, StreamTime: r.StreamTime, ID: r.ID, Source: r.Source, Redrive: r.Redrive, Type: r.Type,
 		Cluster: r.Cluster, Key: r.Key, Pool: r.Pool, CorrelationID: r.CorrelationID, CausationID: r.CausationID,
 		Actor: r.Actor, Reason: r.Reason, Message: r.Message,
 	}

@@ -115,6 +115,7 @@ type AuditRecord struct {
 	StreamTime    time.Time       `json:"stream_time"`
 	ID            string          `json:"id"`
 	Source        string          `json:"source"`
+	Redrive       string          `json:"redrive,omitempty" doc:"Of a copy that was redriven: handler/round/number/sequence where the event first stood"`
 	Type          string          `json:"type"`
 	Cluster       string          `json:"cluster"`
 	Key           string          `json:"key"`

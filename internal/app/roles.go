@@ -217,7 +217,7 @@ func (s auditStore) Append(ctx context.Context, batch []auditing.Record) error {
 	out := make([]audit.Record, len(batch))
 	for i, r := range batch {
 		out[i] = audit.Record{
-			Incarnation: r.Incarnation, Sequence: r.Sequence, StreamTime: r.StreamTime, ID: r.ID, Source: r.Source, Type: r.Type,
+			Incarnation: r.Incarnation, Sequence: r.Sequence, StreamTime: r.StreamTime, ID: r.ID, Source: r.Source, Redrive: r.Redrive, Type: r.Type,
 			Cluster: r.Cluster, Key: r.Key, Pool: r.Details.Pool, CorrelationID: r.CorrelationID, CausationID: r.CausationID,
 			Actor: r.Details.Actor, Reason: r.Details.Reason, Message: r.Details.Message, Event: r.Event,
 		}

@@ -25,8 +25,9 @@ type Record struct {
 	Sequence    uint64    // in that incarnation
 	StreamTime  time.Time // when the bus stored it, UTC
 
-	ID            string // of the event; unique together with Source
+	ID            string // of the event; unique together with Source and Redrive
 	Source        string
+	Redrive       string // of a copy that was redriven: events.Redrive; empty: the event itself
 	Type          string
 	Cluster       string
 	Key           string // the true node name, or events.ClusterKey
@@ -134,8 +135,9 @@ type Store interface {
 	// may start anywhere and makes older incarnations ErrOldIncarnation.
 	//
 	// What is stored already is ignored; if another event is stored in its place
-	// it is ErrDiffers. An event whose source and id are stored under another
-	// sequence (a copy) is not stored again, though the high-water mark moves on.
+	// it is ErrDiffers. An event whose source, id and redrive are stored under
+	// another sequence (published twice) is not stored again, though the high-water
+	// mark moves on.
 	Append(ctx context.Context, batch []Record) error
 	// Skip records that the sequences from g.From to g.To are lost and moves the
 	// high-water mark on. g.From must follow the store's last (ErrGap); a gap
@@ -147,7 +149,7 @@ type Store interface {
 	// List returns the records that match, in the order of the stream(s).
 	List(ctx context.Context, q Query) ([]Record, error)
 	// Get returns the record of an event; ErrNotFound. Where two sources use one
-	// id it is the older.
+	// id, or the event was redriven, it is the oldest.
 	Get(ctx context.Context, eventID string) (Record, error)
 	// Gaps returns everything that is missing, oldest first.
 	Gaps(ctx context.Context) ([]Gap, error)

@@ -60,6 +60,7 @@ func Exercise(t *testing.T, fresh func(t *testing.T) Opener) {
 		{"a replay leaves no trace", testReplay},
 		{"another event in a taken place is refused", testDiffers},
 		{"a copy of an event is not stored again, the mark moves on", testCopy},
+		{"a copy that was redriven is a record of its own", testRedriven},
 		{"a new incarnation may start anywhere and retires the old one", testIncarnations},
 		{"a gap is recorded, and the next batch follows it", testSkip},
 		{"a late replay fills a gap", testLateFill},
@@ -201,6 +202,23 @@ func testCopy(t *testing.T, o Opener) {
 	got, err := s.Get(t.Context(), "event-a-1")
 	require.NoError(t, err)
 	require.Equal(t, uint64(1), got.Sequence)
+}
+
+func testRedriven(t *testing.T, o Opener) {
+	s := open(t, o)
+	copied := func(mark string) func(*audit.Record) {
+		return func(r *audit.Record) { r.ID, r.Redrive = "event-a-1", mark }
+	}
+	again := Record("a", 2, copied("draining/9/1/1"))
+	require.NoError(t, s.Append(t.Context(), []audit.Record{Record("a", 1), again, Record("a", 3, copied("draining/9/1/1")), Record("a", 4, copied("draining/12/1/1"))}))
+	require.Equal(t, []string{"a/1", "a/2", "a/4"}, places(list(t, s, audit.Query{})), "each redrive once")
+	require.Equal(t, again, list(t, s, audit.Query{})[1])
+	got, err := s.Get(t.Context(), "event-a-1")
+	require.NoError(t, err)
+	require.Empty(t, got.Redrive, "the id is the event's own")
+	require.NoError(t, s.Append(t.Context(), []audit.Record{again}), "the same again")
+	other := Record("a", 2, copied("draining/99/1/1"))
+	require.ErrorIs(t, s.Append(t.Context(), []audit.Record{other}), audit.ErrDiffers)
 }
 
 func testIncarnations(t *testing.T, o Opener) {

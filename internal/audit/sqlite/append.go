@@ -33,7 +33,7 @@ func (s *Store) Append(ctx context.Context, batch []audit.Record) error {
 		case first.Sequence > st.last+1:
 			return &audit.GapError{Incarnation: first.Incarnation, Last: st.last, Next: first.Sequence}
 		}
-		insert, err := tx.PrepareContext(ctx, `INSERT INTO records (`+columns+`) VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?) ON CONFLICT (id, source) DO NOTHING`)
+		insert, err := tx.PrepareContext(ctx, `INSERT INTO records (`+columns+`) VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?) ON CONFLICT (id, source, redrive) DO NOTHING`)
 		if err != nil {
 			return err
 		}
@@ -48,7 +48,7 @@ func (s *Store) Append(ctx context.Context, batch []audit.Record) error {
 					continue
 				}
 			}
-			res, err := insert.ExecContext(ctx, st.ordinal, int64(r.Sequence), r.StreamTime.UnixNano(), r.ID, r.Source, r.Type, r.Cluster,
+			res, err := insert.ExecContext(ctx, st.ordinal, int64(r.Sequence), r.StreamTime.UnixNano(), r.ID, r.Source, r.Redrive, r.Type, r.Cluster,
 				r.Key, r.Pool, r.CorrelationID, r.CausationID, r.Actor, r.Reason, r.Message, []byte(r.Event))
 			if err != nil {
 				return fmt.Errorf("record %s: %w", r.Cursor(), err)
@@ -159,14 +159,14 @@ func advance(ctx context.Context, tx *sql.Tx, p place, last uint64) error {
 // replayed reports whether r's place is taken by r itself. A place that holds
 // nothing belongs to a copy or to a gap.
 func replayed(ctx context.Context, tx *sql.Tx, ordinal int64, r audit.Record) (bool, error) {
-	var id, source string
-	err := tx.QueryRowContext(ctx, `SELECT id, source FROM records WHERE stream = ? AND sequence = ?`, ordinal, int64(r.Sequence)).Scan(&id, &source)
+	var id, source, redrive string
+	err := tx.QueryRowContext(ctx, `SELECT id, source, redrive FROM records WHERE stream = ? AND sequence = ?`, ordinal, int64(r.Sequence)).Scan(&id, &source, &redrive)
 	switch {
 	case errors.Is(err, sql.ErrNoRows):
 		return false, nil
 	case err != nil:
 		return false, err
-	case id != r.ID || source != r.Source:
+	case id != r.ID || source != r.Source || redrive != r.Redrive:
 		return false, fmt.Errorf("%w: %s holds event %s of %s, got event %s of %s", audit.ErrDiffers, r.Cursor(), id, source, r.ID, r.Source)
 	}
 	return true, nil

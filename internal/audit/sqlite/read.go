@@ -11,9 +11,9 @@ import (
 	"github.com/k3s-autoscaler/k3s-autoscaler/internal/audit"
 )
 
-const columns = `stream, sequence, stream_time, id, source, type, cluster, key, pool, correlation_id, causation_id, actor, reason, message, event`
+const columns = `stream, sequence, stream_time, id, source, redrive, type, cluster, key, pool, correlation_id, causation_id, actor, reason, message, event`
 
-const selectRecords = `SELECT s.incarnation, r.sequence, r.stream_time, r.id, r.source, r.type, r.cluster, r.key, r.pool, r.correlation_id, r.causation_id, r.actor, r.reason, r.message, r.event
+const selectRecords = `SELECT s.incarnation, r.sequence, r.stream_time, r.id, r.source, r.redrive, r.type, r.cluster, r.key, r.pool, r.correlation_id, r.causation_id, r.actor, r.reason, r.message, r.event
 FROM records r JOIN streams s ON s.ordinal = r.stream`
 
 // High implements audit.Store.
@@ -163,7 +163,7 @@ func (s *Store) query(ctx context.Context, operation, text string, args ...any) 
 				sequence, at int64
 				event        []byte
 			)
-			if err := rows.Scan(&r.Incarnation, &sequence, &at, &r.ID, &r.Source, &r.Type, &r.Cluster, &r.Key, &r.Pool,
+			if err := rows.Scan(&r.Incarnation, &sequence, &at, &r.ID, &r.Source, &r.Redrive, &r.Type, &r.Cluster, &r.Key, &r.Pool,
 				&r.CorrelationID, &r.CausationID, &r.Actor, &r.Reason, &r.Message, &event); err != nil {
 				return err
 			}

@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/testutil"
@@ -150,4 +151,30 @@ autoscaler_database_connection_errors_total 0
 			require.InDelta(t, 5, f.GetMetric()[0].GetCounter().GetValue(), 0)
 		}
 	}
+}
+
+func TestAFileOfTheFirstVersionKeepsItsRecords(t *testing.T) {
+	t.Parallel()
+	path := filepath.Join(t.TempDir(), "audit.db")
+	old, err := os.ReadFile("migrations/00001_records.sql")
+	require.NoError(t, err)
+	db, err := sql.Open("sqlite", path)
+	require.NoError(t, err)
+	for _, text := range []string{
+		string(old), // goose's marks are comments
+		`CREATE TABLE goose_db_version (id INTEGER PRIMARY KEY AUTOINCREMENT, version_id INTEGER NOT NULL, is_applied INTEGER NOT NULL, tstamp TIMESTAMP DEFAULT (datetime('now')))`,
+		`INSERT INTO goose_db_version (version_id, is_applied) VALUES (0, 1), (1, 1)`,
+		`INSERT INTO streams (incarnation, last_sequence) VALUES ('a', 1)`,
+		`INSERT INTO records VALUES (1, 1, 5, 'id', '/s', 't', 'home', '_cluster', '', '', '', 'ann', '', '', x'7b7d')`,
+	} {
+		_, err := db.ExecContext(t.Context(), text)
+		require.NoError(t, err)
+	}
+	require.NoError(t, db.Close())
+	s := open(t, sqlite.Options{Path: path})
+	t.Cleanup(func() { require.NoError(t, s.Close()) })
+	r, err := s.Get(t.Context(), "id")
+	require.NoError(t, err)
+	require.Equal(t, audit.Record{Incarnation: "a", Sequence: 1, StreamTime: time.Unix(0, 5).UTC(), ID: "id", Source: "/s", Type: "t", Cluster: "home", Key: "_cluster", Actor: "ann", Event: []byte("{}")}, r)
+	require.NoError(t, s.Append(t.Context(), []audit.Record{audittest.Record("a", 2)}), "and takes more")
 }
