@@ -185,7 +185,7 @@ func TestWhatIsPublishedDuringARedriveStaysBehindIt(t *testing.T) {
 	}
 	require.Equal(t, want, g.got.ids(), "in order, each once")
 	rounds := said[events.DeadletterRedriven](t, b)
-	require.Equal(t, 30, rounds[0].Count)
+	require.GreaterOrEqual(t, rounds[0].Count, 30)
 	t.Logf("%d events, %d rounds", n, len(rounds))
 }
 
