@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
+	"net"
 	"sync"
 	"time"
 
@@ -167,6 +169,7 @@ func unavailable(err error) error {
 		context.DeadlineExceeded, nats.ErrTimeout, nats.ErrNoResponders, nats.ErrNoServers,
 		nats.ErrConnectionClosed, nats.ErrConnectionReconnecting, nats.ErrReconnectBufExceeded, nats.ErrDisconnected,
 		nats.ErrNoStreamResponse, nats.ErrStaleConnection, nats.ErrConnectionDraining,
+		io.EOF, io.ErrUnexpectedEOF, // a proxy before servers that are away
 		jetstream.ErrNoStreamResponse, jetstream.ErrStreamNotFound, jetstream.ErrJetStreamNotEnabled,
 	} {
 		if errors.Is(err, known) {
@@ -174,7 +177,8 @@ func unavailable(err error) error {
 		}
 	}
 	var api *jetstream.APIError
-	if errors.As(err, &api) && api.Code >= 500 {
+	var network net.Error // a server that takes a connection and says nothing
+	if errors.As(err, &api) && api.Code >= 500 || errors.As(err, &network) {
 		return fmt.Errorf("%w: %w", ErrUnavailable, err)
 	}
 	return err
