@@ -14,6 +14,9 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/stretchr/testify/require"
 	clocktest "k8s.io/utils/clock/testing"
+
+	"github.com/k3s-autoscaler/k3s-autoscaler/bus/embedded"
+	"github.com/k3s-autoscaler/k3s-autoscaler/events"
 )
 
 func TestPrioritiesSpreadOverProcesses(t *testing.T) {
@@ -204,3 +207,23 @@ type nobody struct{}
 
 func (nobody) Name() string                                  { return "auditing" }
 func (nobody) HandleBatch(context.Context, []Delivery) error { return nil }
+
+// Between the moment when Run has found the bucket of a handler and the one when
+// the router subscribes, a server may go away.
+func TestASubscriptionOfRunBeginsWithoutAnAnswer(t *testing.T) {
+	t.Parallel()
+	s, err := embedded.Start(embedded.Options{Dir: t.TempDir(), Unsynced: true})
+	require.NoError(t, err)
+	b, err := Open(t.Context(), Options{Server: s, Times: Times{Request: 200 * time.Millisecond}})
+	require.NoError(t, err)
+	t.Cleanup(func() { require.NoError(t, b.Close()) })
+	sub, err := b.subscriber(t.Context(), events.HandlerProvisioning)
+	require.NoError(t, err)
+	s.Shutdown()
+	ctx, cancel := context.WithCancel(t.Context())
+	out, err := sub.Subscribe(ctx, AllClusters)
+	require.NoError(t, err)
+	cancel()
+	_, more := <-out
+	require.False(t, more)
+}

@@ -45,13 +45,9 @@ func (b *Bus) Run(ctx context.Context, hs ...Handler) error {
 			return fmt.Errorf("run: two handlers are named %s", h.Name())
 		}
 		names[h.Name()] = true
-		sub, err := NewSubscriber(b, SubscriberOptions{Handler: h.Name()})
+		sub, err := b.subscriber(ctx, h.Name())
 		if err != nil {
-			return fmt.Errorf("run: %w", err)
-		}
-		// Without the bucket a subscription can't begin.
-		if err := b.persist(ctx, h.Name(), func() error { _, err := b.ensureBucket(ctx, h.Name()); return err }); err != nil {
-			return ignoreEnd(ctx, err)
+			return ignoreEnd(ctx, fmt.Errorf("run: %w", err))
 		}
 		router.AddConsumerHandler(h.Name(), AllClusters, sub, func(msg *message.Message) error {
 			d, ok := DeliveryFrom(msg.Context())
@@ -84,6 +80,20 @@ func (b *Bus) Run(ctx context.Context, hs ...Handler) error {
 		return ignoreEnd(ctx, fmt.Errorf("run: %w", err))
 	}
 	return nil
+}
+
+// subscriber returns a Subscriber that has what it needs to begin: the router
+// gives up when a subscription fails, but a server that is away is waited for.
+func (b *Bus) subscriber(ctx context.Context, handler string) (*Subscriber, error) {
+	sub, err := NewSubscriber(b, SubscriberOptions{Handler: handler})
+	if err != nil {
+		return nil, err
+	}
+	err = b.persist(ctx, handler, func() (err error) {
+		sub.kv, err = b.ensureBucket(ctx, handler)
+		return err
+	})
+	return sub, err
 }
 
 // ignoreEnd drops an error that only says that ctx ended.

@@ -240,11 +240,10 @@ type change struct {
 // connection was lost it reads all of them again: the server may have been
 // restarted, and the client would notice only after several heartbeats.
 func (s *State[T]) watch(ctx context.Context) (<-chan change, error) {
-	open := func() (jetstream.KeyWatcher, error) { return s.kv.Watch(ctx, recordRoot+".>") }
 	reconnected := s.b.reconnects.next()
-	w, err := open()
+	w, end, err := s.openWatch(ctx)
 	if err != nil {
-		return nil, fmt.Errorf("watch the records of %s: %w", s.opts.Handler, unavailable(err))
+		return nil, fmt.Errorf("watch the records of %s: %w", s.opts.Handler, err)
 	}
 	out := make(chan change)
 	go func() {
@@ -256,9 +255,10 @@ func (s *State[T]) watch(ctx context.Context) (<-chan change, error) {
 			} else {
 				go func(w jetstream.KeyWatcher) { _ = w.Stop() }(w) // it would wait for an answer
 			}
+			end()
 			reconnected = s.b.reconnects.next()
 			err := s.b.persist(ctx, "the records of "+s.opts.Handler, func() (err error) {
-				w, err = open()
+				w, end, err = s.openWatch(ctx)
 				return err
 			})
 			if err != nil {
@@ -269,11 +269,32 @@ func (s *State[T]) watch(ctx context.Context) (<-chan change, error) {
 			}
 			if ctx.Err() != nil {
 				_ = w.Stop()
+				end()
 				return
 			}
 		}
 	}()
 	return out, nil
+}
+
+// openWatch opens a watcher within the time of one request: the client would
+// wait for ever for an answer that got lost. The context of a watcher lives as
+// long as it does, so it can't be the one that bounds the request. end releases it.
+func (s *State[T]) openWatch(ctx context.Context) (w jetstream.KeyWatcher, end context.CancelFunc, err error) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	late := time.AfterFunc(s.b.opts.Times.Request, func() { cancel(context.DeadlineExceeded) })
+	w, err = s.kv.Watch(ctx, recordRoot+".>")
+	if !late.Stop() && err == nil {
+		err = context.Cause(ctx) // it has ended already
+	}
+	if err != nil {
+		if cause := context.Cause(ctx); cause != nil {
+			err = cause
+		}
+		cancel(nil)
+		return nil, nil, unavailable(err)
+	}
+	return w, func() { cancel(nil) }, nil
 }
 
 // forward sends what w reports until ctx ends or the connection was lost.

@@ -33,6 +33,7 @@ type SubscriberOptions struct {
 type Subscriber struct {
 	b    *Bus
 	opts SubscriberOptions
+	kv   jetstream.KeyValue // of the handler; nil: opened by Subscribe
 
 	mu     sync.Mutex
 	closed bool
@@ -70,9 +71,12 @@ func (s *Subscriber) Subscribe(ctx context.Context, topic string) (<-chan *messa
 	if s.closed {
 		return nil, errors.New("subscribe: the subscriber is closed")
 	}
-	kv, err := s.b.ensureBucket(ctx, s.opts.Handler)
-	if err != nil {
-		return nil, fmt.Errorf("subscribe: %w", err)
+	kv := s.kv
+	if kv == nil {
+		var err error
+		if kv, err = s.b.ensureBucket(ctx, s.opts.Handler); err != nil {
+			return nil, fmt.Errorf("subscribe: %w", err)
+		}
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	out := make(chan *message.Message)

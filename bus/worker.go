@@ -50,9 +50,13 @@ func (s *State[T]) RunWorker(ctx context.Context, o WorkerOptions[T]) error {
 		cancel()
 		<-kept
 	}()
-	changes, err := s.watch(ctx)
+	var changes <-chan change
+	err := s.b.persist(ctx, "the work of "+s.opts.Handler, func() (err error) {
+		changes, err = s.watch(ctx)
+		return err
+	})
 	if err != nil {
-		return fmt.Errorf("run worker: %w", err)
+		return ignoreEnd(ctx, fmt.Errorf("run worker: %w", err))
 	}
 	w := &worker[T]{s: s, o: o, jobs: map[Key]*job[T]{}, done: make(chan finished[T])}
 	return w.run(ctx, changes)

@@ -1,0 +1,79 @@
+package bus_test
+
+import (
+	"context"
+	"log/slog"
+	"net"
+	"strconv"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/k3s-autoscaler/k3s-autoscaler/bus"
+	"github.com/k3s-autoscaler/k3s-autoscaler/bus/bustest"
+	"github.com/k3s-autoscaler/k3s-autoscaler/bus/embedded"
+	"github.com/k3s-autoscaler/k3s-autoscaler/events"
+)
+
+// outage is a bus over the network, whose server can be ended and started again.
+type outage struct {
+	t    *testing.T
+	opts embedded.Options
+	srv  *embedded.Server
+	b    *bus.Bus
+}
+
+func newOutage(t *testing.T) *outage {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	require.NoError(t, err)
+	port := l.Addr().(*net.TCPAddr).Port
+	require.NoError(t, l.Close())
+	o := &outage{t: t, opts: embedded.Options{Dir: t.TempDir(), Unsynced: true, Listen: "127.0.0.1:" + strconv.Itoa(port)}}
+	o.start()
+	t.Cleanup(func() { o.srv.Shutdown() })
+	times := bustest.Times()
+	times.Request = 300 * time.Millisecond
+	o.b, err = bus.Open(ctxT(t), bus.Options{URL: o.srv.URL(), Times: times, MaxBytes: 256 << 20, Logger: slog.New(slog.NewTextHandler(t.Output(), nil))})
+	require.NoError(t, err)
+	t.Cleanup(func() { require.NoError(t, o.b.Close()) })
+	return o
+}
+
+func (o *outage) start() {
+	var err error
+	o.srv, err = embedded.Start(o.opts)
+	require.NoError(o.t, err)
+}
+
+func TestAWorkerThatStartsWhileTheServerIsAwayWaitsForIt(t *testing.T) {
+	t.Parallel()
+	o := newOutage(t)
+	st, err := bus.OpenState(ctxT(t), o.b, bus.StateOptions[counter]{Handler: events.HandlerProvisioning})
+	require.NoError(t, err)
+	o.srv.Shutdown()
+	done := make(chan error, 1)
+	ctx, cancel := context.WithCancel(ctxT(t))
+	defer cancel()
+	go func() {
+		done <- st.RunWorker(ctx, bus.WorkerOptions[counter]{
+			Due: func(_ bus.Key, c counter, _ time.Time) (bool, time.Time) { return c.N == 1, time.Time{} },
+			Step: func(ctx context.Context, l *bus.Lease[counter]) error {
+				return l.Commit(ctx, "step", func(turn *bus.Turn[counter]) error { turn.State.N++; return nil })
+			},
+		})
+	}()
+	select {
+	case err := <-done:
+		t.Fatalf("it gave up: %v", err)
+	case <-time.After(time.Second): // longer than a request may take
+	}
+	o.start()
+	key := bus.Key{Cluster: "home", Name: "n1"}
+	eventually(t, func() bool {
+		return st.Amend(ctx, key, "begin", func(turn *bus.Turn[counter]) error { turn.State.N = max(turn.State.N, 1); return nil }) == nil
+	}, "the server is back")
+	eventually(t, func() bool { r, _, err := st.Get(ctx, key); return err == nil && r.State.N == 2 }, "the worker did its step")
+	cancel()
+	require.NoError(t, <-done)
+}
