@@ -22,7 +22,7 @@ demo: ## Watch the main job on a simulated world, about a minute; needs nothing 
 	go run -ldflags '$(LDFLAGS)' ./cmd/k3s-autoscaler demo
 
 .PHONY: test
-test: unit race env-test e2e ## Everything that CI runs: unit tests with coverage, the race detector, end-to-end
+test: unit race chaos env-test e2e ## Everything that CI runs: unit tests with coverage, the race detector, faults, end-to-end
 
 .PHONY: unit
 unit: ## Unit tests and coverage; needs no daemon
@@ -34,6 +34,12 @@ unit: ## Unit tests and coverage; needs no daemon
 race: ## Unit tests under the race detector
 	@echo "== race detector"
 	go test -race -timeout 30m ./...
+
+# Unit tests and the race detector run a handful of schedules of the same test.
+.PHONY: chaos
+chaos: ## 40 fresh schedules of faults (killed, frozen, cut off …) on real processes, at most 8 minutes
+	@echo "== chaos"
+	CHAOS_SCHEDULES=40 go test -count=1 -timeout 15m -v -run 'ChaosLoses' ./bus | grep -v -e '^=== '
 
 # Packages with tests on real parts. They share one cluster, so one at a time.
 E2E := ./test/e2e/... ./internal/provider/docker/... ./internal/collector/... ./internal/kube/... ./alerting/...
@@ -58,7 +64,9 @@ env-test: ## Unit tests of the test environment's own modules
 	cd test/env/k8s && GOWORK=off CGO_ENABLED=0 go test ./agent/...
 
 .PHONY: soak
-soak: ## Repeat what depends on chance: processes killed and frozen, properties of decisions and snapshots
+soak: ## Repeat what depends on chance, with a report in docs/soak.md: schedules of faults, properties of decisions and snapshots
+	CHAOS_SCHEDULES=200 CHAOS_PRODUCTION=10 CHAOS_REPORT=$(CURDIR)/docs/soak.md CHAOS_COMMIT=$(VERSION) \
+	  go test -count=1 -timeout 3h -v -run 'ChaosLoses' ./bus | grep -v -e '^=== '
 	go test -count=25 -timeout 60m -run 'Processes|Frozen|Killed' ./bus
 	go test -count=1 -timeout 60m ./internal/scaling ./events -rapid.checks=10000
 

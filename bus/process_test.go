@@ -23,6 +23,7 @@ import (
 
 	"github.com/k3s-autoscaler/k3s-autoscaler/bus"
 	"github.com/k3s-autoscaler/k3s-autoscaler/bus/bustest"
+	"github.com/k3s-autoscaler/k3s-autoscaler/bus/bustest/chaos"
 	"github.com/k3s-autoscaler/k3s-autoscaler/bus/embedded"
 	"github.com/k3s-autoscaler/k3s-autoscaler/events"
 )
@@ -34,6 +35,9 @@ const childEnv = "BUS_TEST_CHILD"
 const token = "only-for-this-test"
 
 func TestMain(m *testing.M) {
+	if chaos.Child(bus.Mutants()) {
+		return
+	}
 	if spec := os.Getenv(childEnv); spec != "" {
 		if err := runChild(spec); err != nil {
 			fmt.Fprintln(os.Stderr, "child:", err)

@@ -213,9 +213,12 @@ func (s *State[T]) store(ctx context.Context, k Key, e entry, rev uint64) (uint6
 	ctx, cancel := s.b.bound(ctx)
 	defer cancel()
 	var now uint64
-	if rev == 0 {
+	switch {
+	case broken.cas:
+		now, err = s.kv.Put(ctx, name, raw)
+	case rev == 0:
 		now, err = s.kv.Create(ctx, name, raw)
-	} else {
+	default:
 		now, err = s.kv.Update(ctx, name, raw, rev)
 	}
 	switch {

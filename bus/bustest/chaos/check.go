@@ -1,0 +1,465 @@
+package chaos
+
+import (
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/k3s-autoscaler/k3s-autoscaler/events"
+)
+
+// History is everything that is known about a run.
+type History struct {
+	Lines []Line
+	// Published are the ids of the events whose publication was acknowledged.
+	Published []string
+	// Stream is the stream of record.
+	Stream []Stored
+	// Records are the final records of the handlers.
+	Records []Final
+	Dead    []Dead
+	// Committed are the sequences in the store of the batch reader, as stored.
+	Committed []uint64
+	// AckWait is the protocol's.
+	AckWait time.Duration
+}
+
+// Stored is one event of the stream of record.
+type Stored struct {
+	Seq     uint64
+	ID      string
+	Key     string
+	Type    string   // without prefix and version: "node.observed"
+	Cause   string   // id of the event it follows from
+	Detail  string   // position or operation that led to it; of a dead letter's event: handler and sequence
+	Readers []string // handlers that read it
+	Poison  bool
+}
+
+// Final is a record at the end of a run.
+type Final struct {
+	Handler, Key string
+	Record
+}
+
+// Dead is a dead letter.
+type Dead struct {
+	Handler, Key string
+	Seq          uint64
+	Attempts     int
+	Reason       string
+}
+
+// Names that the rules speak of.
+const (
+	handlerProvisioning = events.HandlerProvisioning
+	handlerDraining     = events.HandlerDraining
+	handlerAuditing     = events.HandlerAuditing
+
+	typeObserved   = "node.observed"
+	typeRequested  = "node.drain.requested"
+	typeCordoned   = "node.cordoned"
+	typeReady      = "node.ready"
+	typeDeadLetter = "deadletter.recorded"
+)
+
+// The rules that Check knows.
+const (
+	RuleLost     = "lost"     // every acknowledged event is handled or among the dead letters
+	RuleOrder    = "order"    // the messages of a key are applied in the order of the stream
+	RuleOnce     = "once"     // one effect for each operation
+	RuleOutput   = "output"   // one event for each message and index
+	RuleOverlap  = "overlap"  // one owner of a key at a time
+	RuleBatch    = "batch"    // a batch reader commits everything once, in order
+	RuleDead     = "dead"     // only what can't be handled is set aside
+	RuleUnended  = "unended"  // everything comes to an end
+	RuleDoubled  = "doubled"  // an event is stored once
+	RuleShutdown = "shutdown" // a process that is told to stop ends by itself
+)
+
+// Violation is a broken promise.
+type Violation struct {
+	Rule  string
+	Text  string
+	Lines []Line // of the history, that show it
+}
+
+func (v Violation) String() string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "%s: %s", v.Rule, v.Text)
+	for _, l := range v.Lines {
+		b.WriteString("\n    " + l.String())
+	}
+	return b.String()
+}
+
+// Check returns every promise that a history shows to be broken.
+func Check(h History) []Violation {
+	c := &checker{h: h, byID: map[string]Stored{}, records: map[string]Final{}}
+	for _, f := range h.Records {
+		c.records[f.Handler+"/"+f.Key] = f
+	}
+	c.stream()
+	c.applied()
+	c.outputs()
+	c.operations()
+	c.owners()
+	c.calls()
+	c.batches()
+	c.deadLetters()
+	return c.out
+}
+
+type checker struct {
+	h       History
+	byID    map[string]Stored // the first of each id
+	records map[string]Final  // by handler and key
+	out     []Violation
+}
+
+func (c *checker) fail(rule string, lines []Line, format string, args ...any) {
+	const enough = 40
+	if len(lines) > enough {
+		lines = lines[:enough]
+	}
+	c.out = append(c.out, Violation{Rule: rule, Text: fmt.Sprintf(format, args...), Lines: lines})
+}
+
+// about are the lines of one message.
+func (c *checker) about(handler string, seq uint64) []Line {
+	return c.where(func(l Line) bool { return l.Handler == handler && l.Seq == seq })
+}
+
+func (c *checker) where(fn func(Line) bool) []Line {
+	var out []Line
+	for _, l := range c.h.Lines {
+		if fn(l) {
+			out = append(out, l)
+		}
+	}
+	return out
+}
+
+// stream: what was acknowledged is stored, and nothing is stored twice.
+func (c *checker) stream() {
+	for _, s := range c.h.Stream {
+		if first, ok := c.byID[s.ID]; ok {
+			c.fail(RuleDoubled, nil, "event %s (%s, key %s) is stored as sequence %d and as %d", s.ID, s.Type, s.Key, first.Seq, s.Seq)
+			continue
+		}
+		c.byID[s.ID] = s
+	}
+	for _, id := range c.h.Published {
+		if _, ok := c.byID[id]; !ok {
+			c.fail(RuleLost, nil, "event %s was acknowledged, but the stream of record does not hold it", id)
+		}
+	}
+}
+
+// applied: each record shows all messages of its key but the dead ones, once and
+// in order.
+func (c *checker) applied() {
+	dead := map[string]bool{}
+	for _, d := range c.h.Dead {
+		dead[deadKey(d.Handler, d.Seq)] = true
+	}
+	want := map[string][]uint64{}
+	for _, s := range c.h.Stream {
+		for _, handler := range s.Readers {
+			if !dead[deadKey(handler, s.Seq)] {
+				want[handler+"/"+s.Key] = append(want[handler+"/"+s.Key], s.Seq)
+			}
+		}
+	}
+	for name := range c.records {
+		if _, ok := want[name]; !ok {
+			want[name] = nil
+		}
+	}
+	for _, name := range slices.Sorted(maps.Keys(want)) {
+		c.trail(name, want[name], c.records[name].Trail)
+	}
+}
+
+func (c *checker) trail(name string, want, have []uint64) {
+	if slices.Equal(want, have) {
+		return
+	}
+	handler, _, _ := strings.Cut(name, "/")
+	seen := map[uint64]bool{}
+	var last uint64
+	for i, seq := range have {
+		switch {
+		case seen[seq]:
+			c.fail(RuleOnce, c.about(handler, seq), "%s: message %d was applied twice: %v", name, seq, have)
+		case seq < last:
+			c.fail(RuleOrder, append(c.about(handler, seq), c.about(handler, last)...), "%s: message %d was applied after %d, at position %d: %v", name, seq, last, i+1, have)
+		case !slices.Contains(want, seq):
+			c.fail(RuleDead, c.about(handler, seq), "%s: message %d was applied, although it is among the dead letters or not in the stream", name, seq)
+		}
+		seen[seq] = true
+		last = max(last, seq)
+	}
+	for _, seq := range want {
+		if !seen[seq] {
+			c.fail(RuleLost, c.about(handler, seq), "%s: message %d was neither applied nor set aside; applied: %v", name, seq, have)
+		}
+	}
+}
+
+func deadKey(handler string, seq uint64) string { return fmt.Sprintf("%s/%d", handler, seq) }
+
+// outputs: each message that was applied led to its one event, at its position,
+// and those of a key follow in the order of their causes.
+func (c *checker) outputs() {
+	caused := map[string][]Stored{} // by cause and type
+	for _, s := range c.h.Stream {
+		if s.Cause != "" && c.byID[s.ID].Seq == s.Seq {
+			caused[s.Cause+"/"+s.Type] = append(caused[s.Cause+"/"+s.Type], s)
+		}
+	}
+	last := map[string]Stored{}
+	for _, s := range c.h.Stream {
+		handler, typ := outputOf(s.Type)
+		if handler == "" || c.byID[s.ID].Seq != s.Seq {
+			continue
+		}
+		key := handler + "/" + s.Key
+		i := slices.Index(c.records[key].Trail, s.Seq)
+		if i < 0 {
+			continue // a dead letter, or lost
+		}
+		outs := caused[s.ID+"/"+typ]
+		switch len(outs) {
+		case 0:
+			c.fail(RuleOutput, c.about(handler, s.Seq), "%s: message %d was applied, but its %s is not in the stream", key, s.Seq, typ)
+			continue
+		case 1:
+		default:
+			c.fail(RuleOutput, c.about(handler, s.Seq), "%s: message %d led to %d events %s with different ids, sequences %d and %d", key, s.Seq, len(outs), typ, outs[0].Seq, outs[1].Seq)
+		}
+		o := outs[0]
+		if want := position(i + 1); o.Detail != want {
+			c.fail(RuleOutput, c.about(handler, s.Seq), "%s: message %d is at %s of the record, its %s (sequence %d) says %s", key, s.Seq, want, typ, o.Seq, o.Detail)
+		}
+		if before := last[key]; before.Seq > o.Seq {
+			c.fail(RuleOrder, c.about(handler, s.Seq), "%s: %s of message %d is sequence %d, before that of an earlier message (sequence %d)", key, typ, s.Seq, o.Seq, before.Seq)
+		}
+		last[key] = o
+	}
+}
+
+// outputOf says which event a handler emits for a message of a type.
+func outputOf(typ string) (handler, emits string) {
+	switch typ {
+	case typeObserved:
+		return handlerProvisioning, typeRequested
+	case typeRequested:
+		return handlerDraining, typeCordoned
+	}
+	return "", ""
+}
+
+// operations: each intent led to one effect and one result.
+func (c *checker) operations() {
+	results := map[string]int{}
+	for _, s := range c.h.Stream {
+		if s.Type == typeReady && c.byID[s.ID].Seq == s.Seq {
+			results[s.Detail]++
+		}
+	}
+	intents := map[string]bool{}
+	effects := map[string][]Line{}
+	for _, l := range c.h.Lines {
+		if l.What == WhatEffect {
+			effects[l.Op] = append(effects[l.Op], l)
+		}
+	}
+	of := func(op string) []Line { return c.where(func(l Line) bool { return l.Op == op }) }
+	parked := map[string]bool{} // nothing reaches those any more, their timers neither
+	for _, d := range c.h.Dead {
+		parked[d.Handler+"/"+d.Key] = true
+	}
+	for _, f := range c.h.Records {
+		if (!f.Due.IsZero() || f.Armed != f.Fired) && !parked[f.Handler+"/"+f.Key] {
+			c.fail(RuleUnended, nil, "%s/%s: %d deadlines were set and %d were met, the last is %s", f.Handler, f.Key, f.Armed, f.Fired, f.Due.Format(time.RFC3339Nano))
+		}
+		for _, op := range f.Ops {
+			intents[op.ID] = true
+			switch {
+			case !op.Done:
+				c.fail(RuleUnended, of(op.ID), "%s/%s: operation %s has no result", f.Handler, f.Key, op.ID)
+			case len(effects[op.ID]) == 0:
+				c.fail(RuleOnce, of(op.ID), "%s/%s: operation %s has a result, but never took place", f.Handler, f.Key, op.ID)
+			case results[op.ID] != 1:
+				c.fail(RuleOutput, of(op.ID), "%s/%s: operation %s has %d results in the stream, expected one", f.Handler, f.Key, op.ID, results[op.ID])
+			}
+		}
+	}
+	for _, op := range slices.Sorted(maps.Keys(effects)) {
+		if n := len(effects[op]); n > 1 {
+			c.fail(RuleOnce, of(op), "operation %s took place %d times", op, n)
+		}
+		if !intents[op] {
+			c.fail(RuleOnce, of(op), "operation %s took place, but no record holds its intent", op)
+		}
+	}
+}
+
+// owners: an effect never takes place after another owner began, under a higher
+// epoch, to work on the key.
+func (c *checker) owners() {
+	type claim struct {
+		epoch uint64
+		line  Line
+	}
+	high := map[string]claim{}
+	for _, l := range c.h.Lines {
+		if l.What != WhatBegin && l.What != WhatEffect {
+			continue
+		}
+		h, ok := high[l.Key]
+		switch {
+		case ok && l.Epoch < h.epoch:
+			c.fail(RuleOverlap, []Line{h.line, l}, "key %s: %s of %s under epoch %d, after %s began under epoch %d", l.Key, l.What, l.Who, l.Epoch, h.line.Who, h.epoch)
+		case ok && l.Epoch == h.epoch && l.Who != h.line.Who:
+			c.fail(RuleOverlap, []Line{h.line, l}, "key %s: %s and %s both own epoch %d", l.Key, h.line.Who, l.Who, l.Epoch)
+		case !ok || l.Epoch > h.epoch:
+			high[l.Key] = claim{l.Epoch, l}
+		}
+	}
+}
+
+// call is one call of a handler.
+type call struct{ start, end Line }
+
+// calls: while a process handles a message, no other handles that or a later one
+// of its key. A process that was paused or cut off is no witness, and around
+// trouble of a server or the network nobody is: what was sent in time may arrive
+// too late.
+func (c *checker) calls() {
+	open := map[string]Line{}
+	ended := map[string][]call{}
+	starts := map[string][]Line{}
+	for _, l := range c.h.Lines {
+		if l.Handler == "" || l.Call == 0 {
+			continue
+		}
+		id := fmt.Sprintf("%s/%d", l.Who, l.Call)
+		name := l.Handler + "/" + l.Key
+		if l.What == WhatStart {
+			open[id] = l
+			starts[name] = append(starts[name], l)
+		} else if s, ok := open[id]; ok && l.What == WhatDone && !c.disturbed(s, l) {
+			ended[name] = append(ended[name], call{s, l})
+		}
+	}
+	for _, name := range slices.Sorted(maps.Keys(ended)) {
+		for _, done := range ended[name] {
+			for _, other := range starts[name] {
+				if other.At > done.start.At && other.At < done.end.At && other.Seq > done.start.Seq {
+					c.fail(RuleOverlap, []Line{done.start, other, done.end}, "%s: %s began message %d while %s handled %d", name, other.Who, other.Seq, done.start.Who, done.start.Seq)
+				}
+			}
+			for _, other := range ended[name] {
+				if other.start.Seq == done.start.Seq && other.start.At > done.start.At && other.start.At < done.end.At {
+					c.fail(RuleOverlap, []Line{done.start, other.start, done.end, other.end}, "%s: %s and %s handled message %d at the same time", name, done.start.Who, other.start.Who, done.start.Seq)
+				}
+			}
+		}
+	}
+}
+
+// disturbed reports whether a call is no proof: its process was frozen or cut
+// off, or a server or the network was in trouble a little earlier.
+func (c *checker) disturbed(start, end Line) bool {
+	before := (3 * c.h.AckWait).Microseconds()
+	wide := map[string]Line{} // trouble of servers and networks that lasts
+	for _, l := range c.h.Lines {
+		if l.At > end.At {
+			break
+		}
+		switch l.What {
+		case WhatStall:
+			if (l.Server || l.Who == start.Who) && l.At+before > start.At {
+				return true
+			}
+		case WhatFault:
+			if l.Server || l.Fault == FaultPartition {
+				wide[l.Who+string(l.Fault)] = l
+			} else if l.Who == start.Who && l.At > start.At {
+				return true
+			}
+		case WhatHealed:
+			f, ok := wide[l.Who+string(l.Fault)]
+			delete(wide, l.Who+string(l.Fault))
+			if ok && f.At < end.At && l.At+before > start.At {
+				return true
+			}
+		}
+	}
+	return len(wide) > 0
+}
+
+// batches: the store holds every sequence of the stream once, in order.
+func (c *checker) batches() {
+	for i, seq := range c.h.Committed {
+		if want := uint64(i + 1); seq != want {
+			c.fail(RuleBatch, c.where(func(l Line) bool {
+				return l.Handler == handlerAuditing && l.What == WhatCommit && l.Seq <= seq+300 && l.Seq+300 >= seq
+			}),
+				"the batch reader committed %d where %d follows", seq, want)
+			return
+		}
+	}
+	if n := len(c.h.Stream); n > 0 && uint64(len(c.h.Committed)) < c.h.Stream[n-1].Seq {
+		c.fail(RuleBatch, nil, "the batch reader committed %d events, the stream of record holds %d", len(c.h.Committed), c.h.Stream[n-1].Seq)
+	}
+	for _, l := range c.h.Lines {
+		if l.What == WhatGap {
+			c.fail(RuleBatch, []Line{l}, "a batch did not follow what was committed")
+		}
+	}
+}
+
+// deadLetters: what is poisoned is set aside once, with what follows on its key,
+// and nothing else is.
+func (c *checker) deadLetters() {
+	bySeq := map[uint64]Stored{}
+	poisoned := map[string]uint64{} // handler and key: the first poisoned sequence
+	for _, s := range c.h.Stream {
+		bySeq[s.Seq] = s
+		if s.Poison && poisoned[handlerProvisioning+"/"+s.Key] == 0 {
+			poisoned[handlerProvisioning+"/"+s.Key] = s.Seq
+		}
+	}
+	recorded := map[string]int{}
+	for _, s := range c.h.Stream {
+		if s.Type == typeDeadLetter && c.byID[s.ID].Seq == s.Seq {
+			recorded[s.Detail]++
+		}
+	}
+	seen := map[string]bool{}
+	for _, d := range c.h.Dead {
+		name := deadKey(d.Handler, d.Seq)
+		if seen[name] {
+			c.fail(RuleDead, c.about(d.Handler, d.Seq), "%s/%s: message %d is among the dead letters twice", d.Handler, d.Key, d.Seq)
+			continue
+		}
+		seen[name] = true
+		if first := poisoned[d.Handler+"/"+d.Key]; first == 0 || d.Seq < first {
+			c.fail(RuleDead, c.about(d.Handler, d.Seq), "%s/%s: message %d was set aside after %d attempts, although nothing is wrong with it: %s", d.Handler, d.Key, d.Seq, d.Attempts, d.Reason)
+		}
+		if recorded[name] != 1 {
+			c.fail(RuleDead, c.about(d.Handler, d.Seq), "%s/%s: the dead letter of message %d is recorded in %d events, expected one", d.Handler, d.Key, d.Seq, recorded[name])
+		}
+	}
+	for name, first := range poisoned {
+		handler, _, _ := strings.Cut(name, "/")
+		if !seen[deadKey(handler, first)] {
+			c.fail(RuleDead, c.about(handler, first), "%s: the poisoned message %d is not among the dead letters", name, first)
+		}
+	}
+}

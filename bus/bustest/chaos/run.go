@@ -1,0 +1,387 @@
+//go:build unix
+
+package chaos
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/nats-io/nats.go"
+
+	"github.com/k3s-autoscaler/k3s-autoscaler/bus"
+)
+
+// maxBytes bounds the stream of record of a run.
+const maxBytes = 64 << 20
+
+// Run runs a schedule in a directory, which must be empty, and checks what came
+// of it. The error is about the run itself.
+func Run(ctx context.Context, s Schedule, dir string) (Result, error) {
+	began := time.Now()
+	r := &runner{s: s, dir: dir, tail: NewTail(historyPath(dir)), live: map[int]string{}, fired: map[Fault]int{}, missed: map[Fault]int{}}
+	defer r.end()
+	h, err := r.run(ctx)
+	if err != nil {
+		return Result{Schedule: s}, fmt.Errorf("%s: %w", s, err)
+	}
+	res := Result{Schedule: s, Violations: append(r.violations, Check(h)...), Events: len(h.Stream), Dead: len(h.Dead), Fired: r.fired, Missed: r.missed, Took: time.Since(began)}
+	for _, l := range h.Lines {
+		if l.What == WhatEffect {
+			res.Effects++
+		}
+	}
+	return res, nil
+}
+
+// runner runs one schedule.
+type runner struct {
+	s    Schedule
+	dir  string
+	log  *Log
+	tail *Tail
+
+	servers    []*process
+	urls       []string // of the servers, without proxy
+	publishers []*bus.Bus
+
+	mu         sync.Mutex
+	workers    []*workerSlot
+	live       map[int]string // names of the workers by their index
+	fired      map[Fault]int
+	missed     map[Fault]int
+	published  []string
+	violations []Violation
+}
+
+// workerSlot is one worker and those that replace it.
+type workerSlot struct {
+	mu      sync.Mutex // one fault at a time
+	index   int
+	life    int // how many processes there were
+	proc    *process
+	proxies []*proxy
+	server  *serverSpec // runs in it
+}
+
+func (r *runner) run(ctx context.Context) (h History, err error) {
+	if r.log, err = OpenLog(historyPath(r.dir), "driver"); err != nil {
+		return h, err
+	}
+	if err := r.startServers(); err != nil {
+		return h, err
+	}
+	for i := range r.s.Workers {
+		if err := r.addWorker(i); err != nil {
+			return h, err
+		}
+	}
+	if err := r.connect(ctx); err != nil {
+		return h, err
+	}
+	defer func() {
+		for _, b := range r.publishers {
+			err = errors.Join(err, b.Close())
+		}
+	}()
+	if err := r.ready(ctx); err != nil {
+		return h, err
+	}
+	if err := r.storm(ctx); err != nil {
+		return h, err
+	}
+	if why := r.settle(ctx); why != "" {
+		r.violate(RuleUnended, "after the last fault was healed: %s", why)
+	}
+	r.stopWorkers()
+	return r.collect(ctx)
+}
+
+func (r *runner) violate(rule, format string, args ...any) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.violations = append(r.violations, Violation{Rule: rule, Text: fmt.Sprintf(format, args...)})
+}
+
+func (r *runner) count(f Fault, hit bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if hit {
+		r.fired[f]++
+	} else {
+		r.missed[f]++
+	}
+}
+
+func (r *runner) startServers() error {
+	specs, err := serverSpecs(r.s.Topology, r.dir, r.s.Times.AckWait)
+	if err != nil {
+		return err
+	}
+	for i := range specs {
+		spec := &specs[i]
+		r.urls = append(r.urls, "nats://127.0.0.1:"+strconv.Itoa(spec.Port))
+		if r.s.Topology == Embedded {
+			r.workers = append(r.workers, &workerSlot{server: spec})
+			continue
+		}
+		p, err := startProcess(r.dir, spec.Name, childSpec{Server: spec})
+		if err != nil {
+			return err
+		}
+		r.servers = append(r.servers, p)
+	}
+	return nil
+}
+
+// addWorker starts the worker with an index.
+func (r *runner) addWorker(i int) error {
+	r.mu.Lock()
+	if i == len(r.workers) {
+		r.workers = append(r.workers, &workerSlot{index: i})
+	}
+	w := r.workers[i]
+	r.mu.Unlock()
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.server == nil {
+		for _, u := range r.urls {
+			p, err := newProxy(strings.TrimPrefix(u, "nats://"))
+			if err != nil {
+				return err
+			}
+			w.proxies = append(w.proxies, p)
+		}
+	}
+	return r.startWorker(w)
+}
+
+func (r *runner) startWorker(w *workerSlot) error {
+	urls := make([]string, len(w.proxies))
+	for i, p := range w.proxies {
+		urls[i] = p.url()
+	}
+	w.life++
+	spec := workerSpec{
+		Name: fmt.Sprintf("w%d.%d", w.index, w.life), Dir: r.dir, URL: strings.Join(urls, ","), Times: r.s.Times, Replicas: r.replicas(),
+		Skew: r.s.Skew[w.index%len(r.s.Skew)], Mutant: r.s.Mutant, Server: w.server,
+	}
+	var err error
+	w.proc, err = startProcess(r.dir, spec.Name, childSpec{Worker: &spec})
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.live[w.index] = spec.Name
+	return err
+}
+
+func (r *runner) replicas() int {
+	if r.s.Topology == Cluster {
+		return clusterServers
+	}
+	return 1
+}
+
+// connect opens the buses of two publishers; it waits for the servers.
+func (r *runner) connect(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, time.Minute)
+	defer cancel()
+	for len(r.publishers) < 2 {
+		b, err := bus.Open(ctx, bus.Options{
+			URL: strings.Join(r.urls, ","), Instance: "publisher-" + strconv.Itoa(len(r.publishers)), Times: r.s.Times, Replicas: r.replicas(), MaxBytes: maxBytes,
+			Connect: []nats.Option{nats.IgnoreDiscoveredServers()},
+		})
+		switch {
+		case err == nil:
+			r.publishers = append(r.publishers, b)
+		case !errors.Is(err, bus.ErrUnavailable) || ctx.Err() != nil:
+			return fmt.Errorf("connect to the servers: %w", err)
+		default:
+			pause(ctx, 100*time.Millisecond)
+		}
+	}
+	return nil
+}
+
+// ready waits until all workers work.
+func (r *runner) ready(ctx context.Context) error {
+	var ended error
+	err := r.await(ctx, 2*time.Minute, "all workers are ready", func(lines []Line) bool {
+		for _, w := range r.workers {
+			if !w.proc.running() {
+				ended = w.proc.ended()
+				return true
+			}
+		}
+		n := 0
+		for _, l := range lines {
+			if l.What == WhatReady {
+				n++
+			}
+		}
+		return n == len(r.workers)
+	})
+	return errors.Join(err, ended)
+}
+
+// await waits for something in the history.
+func (r *runner) await(ctx context.Context, limit time.Duration, what string, ok func([]Line) bool) error {
+	ctx, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
+	for {
+		lines, err := r.tail.Lines()
+		if err != nil {
+			return err
+		}
+		if ok(lines) {
+			return nil
+		}
+		if pause(ctx, 5*time.Millisecond); ctx.Err() != nil {
+			return fmt.Errorf("wait until %s: %w", what, ctx.Err())
+		}
+	}
+}
+
+func pause(ctx context.Context, d time.Duration) {
+	select {
+	case <-ctx.Done():
+	case <-time.After(d):
+	}
+}
+
+// storm publishes the load and injects the faults; when it returns, all of them
+// are healed.
+func (r *runner) storm(ctx context.Context) error {
+	var wg sync.WaitGroup
+	errs := make([]error, len(r.s.Faults)+1)
+	wg.Go(func() { errs[len(r.s.Faults)] = r.load(ctx) })
+	for i, f := range r.s.Faults {
+		wg.Go(func() {
+			pause(ctx, f.At)
+			errs[i] = r.inject(ctx, f)
+		})
+	}
+	wg.Wait()
+	for _, l := range r.s.Load {
+		switch {
+		case l.Hold > r.s.Times.AckWait:
+			r.count(FaultSlow, true)
+		case l.Poison:
+			r.count(FaultPoison, true)
+		case l.Twice:
+			r.count(FaultDuplicate, true)
+		}
+	}
+	for i, by := range r.s.Skew {
+		if by != 0 && i < len(r.workers) {
+			r.count(FaultSkew, true)
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// load publishes every event until it is acknowledged: those of a key one after
+// the other, different keys side by side.
+func (r *runner) load(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, r.s.Span+2*time.Minute+20*r.s.Times.AckWait)
+	defer cancel()
+	began := time.Now()
+	byKey := make([][]int, r.s.Keys)
+	for i, l := range r.s.Load {
+		byKey[l.Key] = append(byKey[l.Key], i)
+	}
+	var wg sync.WaitGroup
+	errs := make([]error, r.s.Keys)
+	for k, indexes := range byKey {
+		wg.Go(func() {
+			for _, i := range indexes {
+				pause(ctx, r.s.Load[i].At-time.Since(began))
+				if err := r.publish(ctx, i); err != nil {
+					errs[k] = err
+					return
+				}
+			}
+		})
+	}
+	wg.Wait()
+	return errors.Join(errs...)
+}
+
+func (r *runner) publish(ctx context.Context, i int) error {
+	e, err := r.s.Load[i].event(i)
+	if err != nil {
+		return err
+	}
+	n := 1
+	if r.s.Load[i].Twice {
+		n = len(r.publishers)
+	}
+	var wg sync.WaitGroup
+	errs := make([]error, n)
+	for p := range n {
+		wg.Go(func() {
+			for {
+				err := r.publishers[(i+p)%len(r.publishers)].Publish(ctx, e)
+				if err == nil {
+					return
+				}
+				if pause(ctx, 50*time.Millisecond); ctx.Err() != nil {
+					errs[p] = err
+					return
+				}
+			}
+		})
+	}
+	wg.Wait()
+	if err := errors.Join(errs...); err != nil {
+		return err
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.published = append(r.published, e.ID())
+	return nil
+}
+
+// stopWorkers ends all workers, last the one that a server may run in.
+func (r *runner) stopWorkers() {
+	var wg sync.WaitGroup
+	for _, w := range r.workers[1:] {
+		wg.Go(func() { r.stopWorker(w) })
+	}
+	wg.Wait()
+	r.stopWorker(r.workers[0])
+}
+
+// stopWorker tells a worker to end, which it does within its grace.
+func (r *runner) stopWorker(w *workerSlot) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if err := w.proc.stop(10*r.s.Times.Shutdown + 20*time.Second); err != nil {
+		r.violate(RuleShutdown, "%s: %v", w.proc.name, err)
+	}
+}
+
+// end kills what still runs.
+func (r *runner) end() {
+	for _, w := range r.workers {
+		if w.proc != nil {
+			w.proc.kill()
+		}
+		for _, p := range w.proxies {
+			p.close()
+		}
+	}
+	for _, p := range r.servers {
+		p.kill()
+	}
+	if r.log != nil {
+		_ = r.log.Close()
+	}
+}
+
+// outputPath is where a child's standard error goes.
+func outputPath(dir, name string) string { return filepath.Join(dir, name+".log") }
