@@ -81,10 +81,11 @@ func (l *puller) remember(f *inflight, t tally) {
 }
 
 func (l *puller) readTally(ctx context.Context) (tally, error) {
-	ctx, cancel := l.b.bound(ctx)
+	ctx, cancel := l.b.request(ctx, bucketRead(l.opts.Handler, l.tallyKey()))
 	defer cancel()
 	var t tally
 	v, err := l.kv.Get(ctx, l.tallyKey())
+	err = refusal(ctx, err)
 	if errors.Is(err, jetstream.ErrKeyNotFound) {
 		return t, nil
 	}
@@ -102,10 +103,10 @@ func (l *puller) writeTally(ctx context.Context, t tally) error {
 	if err != nil {
 		return fmt.Errorf("count attempts: %w", err)
 	}
-	ctx, cancel := l.b.bound(ctx)
+	ctx, cancel := l.b.request(ctx, bucketWrite(l.opts.Handler, l.tallyKey()))
 	defer cancel()
 	if _, err = l.kv.Put(ctx, l.tallyKey(), raw); err != nil {
-		return fmt.Errorf("count attempts of partition %d: %w", l.partition, unavailable(err))
+		return fmt.Errorf("count attempts of partition %d: %w", l.partition, unavailable(refusal(ctx, err)))
 	}
 	return nil
 }

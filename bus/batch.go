@@ -35,6 +35,9 @@ func (b *Bus) RunBatch(ctx context.Context, h BatchHandler) error {
 	if err := events.ValidateCluster(h.Name()); err != nil {
 		return fmt.Errorf("run batches: handler: is %q, expected a DNS label", h.Name())
 	}
+	if err := b.provisioned(ctx, StreamName, b.batchConfig(h.Name())); err != nil {
+		return ignoreEnd(ctx, fmt.Errorf("run batches: %w", err))
+	}
 	mctx, cancel := context.WithCancel(ctx)
 	done := make(chan struct{})
 	go func() {
@@ -80,23 +83,8 @@ type parcel struct {
 }
 
 func (r *batchRunner) ensure(ctx context.Context) (err error) {
-	ctx, cancel := r.b.bound(ctx)
-	defer cancel()
-	r.c, err = r.b.stream.CreateOrUpdateConsumer(ctx, jetstream.ConsumerConfig{
-		Durable:        r.h.Name(),
-		FilterSubject:  partPrefix + ".>",
-		DeliverPolicy:  jetstream.DeliverAllPolicy,
-		AckPolicy:      jetstream.AckAllPolicy,
-		AckWait:        r.b.opts.Times.AckWait,
-		MaxAckPending:  maxBatch,
-		MaxDeliver:     -1,
-		Replicas:       r.b.opts.Replicas,
-		PriorityPolicy: jetstream.PriorityPolicyPinned,
-		PriorityGroups: []string{pullGroup},
-		PinnedTTL:      max(r.b.opts.Times.AckWait, time.Second),
-	})
-	if err != nil {
-		return fmt.Errorf("consumer %s: %w", r.h.Name(), unavailable(err))
+	if r.c, err = r.b.openConsumer(ctx, StreamName, r.b.batchConfig(r.h.Name())); err != nil {
+		return err
 	}
 	r.floor = r.c.CachedInfo().AckFloor.Stream
 	return nil

@@ -26,6 +26,7 @@ type Bus struct {
 	slots      *slots
 	alive      *liveness
 	reconnects *broadcast
+	refusals   *refusals
 	wire       wireClock // the clock of the protocol with the server
 
 	mu     sync.Mutex
@@ -44,10 +45,29 @@ type wireClock interface {
 }
 
 // Open connects and provisions what is absent: streams, and later the consumers
-// and buckets of the handlers that run. The error is ErrUnavailable when no
-// server answers and ErrIncompatible when the stream of record was made with
-// another schema or number of partitions.
+// and buckets of the handlers that run; or only looks them up, see
+// Options.Provisioned. The error is ErrUnavailable when no server answers,
+// ErrIncompatible when the stream of record was made with another schema or number
+// of partitions, and ErrNotProvisioned when something is missing that had to be
+// there.
 func Open(ctx context.Context, o Options) (*Bus, error) {
+	b, err := dial(o)
+	if err != nil {
+		return nil, err
+	}
+	if err := b.provision(ctx); err != nil {
+		b.nc.Close()
+		return nil, fmt.Errorf("open the bus: %w", unavailable(err))
+	}
+	run, stop := context.WithCancel(context.WithoutCancel(ctx))
+	b.stop = stop
+	b.alive = newLiveness(b.wire, b.opts.Times.AckWait)
+	b.done.Go(func() { b.alive.run(run) })
+	return b, nil
+}
+
+// dial connects.
+func dial(o Options) (*Bus, error) {
 	o = o.withDefaults()
 	if err := o.validate(); err != nil {
 		return nil, fmt.Errorf("bus options: %w", err)
@@ -56,17 +76,10 @@ func Open(ctx context.Context, o Options) (*Bus, error) {
 	b.metrics = newMetrics(o.Registerer, o.Logger)
 	b.slots = newSlots(o.InFlight)
 	b.reconnects = newBroadcast()
+	b.refusals = newRefusals()
 	if err := b.connect(); err != nil {
 		return nil, fmt.Errorf("connect to the bus: %w", unavailable(err))
 	}
-	if err := b.provision(ctx); err != nil {
-		b.nc.Close()
-		return nil, fmt.Errorf("provision the bus: %w", unavailable(err))
-	}
-	run, stop := context.WithCancel(context.WithoutCancel(ctx))
-	b.stop = stop
-	b.alive = newLiveness(b.wire, o.Times.AckWait)
-	b.done.Go(func() { b.alive.run(run) })
 	return b, nil
 }
 
@@ -91,6 +104,11 @@ func (b *Bus) connect() error {
 		}),
 		nats.ErrorHandler(func(_ *nats.Conn, sub *nats.Subscription, err error) {
 			b.metrics.failed("bus")
+			if r := readRefusal(b.opts.Role, err); r != nil {
+				b.refusals.refused(r)
+				log.Error("the NATS server refused a request of this process", "instance", b.opts.Instance, "role", b.opts.Role, "subject", r.subject, "error", r)
+				return
+			}
 			attrs := []any{"instance", b.opts.Instance, "error", err}
 			if sub != nil {
 				attrs = append(attrs, "subject", sub.Subject)
@@ -98,6 +116,9 @@ func (b *Bus) connect() error {
 			log.Warn("bus connection reports an error", attrs...)
 		}),
 	}, b.opts.Connect...)
+	if b.opts.Role != "" {
+		opts = append(opts, nats.CustomInboxPrefix(InboxPrefix(b.opts.Role)))
+	}
 	var err error
 	if b.opts.Server != nil {
 		b.nc, err = b.opts.Server.Connect(opts...)
@@ -157,6 +178,14 @@ func (b *Bus) info(ctx context.Context) (*jetstream.StreamInfo, error) {
 // bound limits one request.
 func (b *Bus) bound(ctx context.Context) (context.Context, context.CancelFunc) {
 	return context.WithTimeout(ctx, b.opts.Times.Request)
+}
+
+// request limits one request on a subject; it ends at once when the server
+// refuses the subject, see refusal.
+func (b *Bus) request(ctx context.Context, subject string) (context.Context, context.CancelFunc) {
+	ctx, cancel := b.bound(ctx)
+	ctx, done := b.refusals.watch(ctx, subject)
+	return ctx, func() { done(); cancel() }
 }
 
 // unavailable adds ErrUnavailable to errors that mean that no server

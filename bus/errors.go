@@ -27,6 +27,10 @@ var (
 	// ErrIncompatible means that the stream of record was made by a version with
 	// another schema or number of partitions.
 	ErrIncompatible = errors.New("the stream of record is incompatible with this version")
+	// ErrNotProvisioned means that a stream, consumer or bucket is missing or is not
+	// what this version needs, and this process does not make it. An operator has to
+	// provision.
+	ErrNotProvisioned = errors.New("the bus is not provisioned for this version: run 'k3s-autoscaler bus provision'")
 	// ErrTooLarge means that an event or a record exceeds what one message can hold.
 	ErrTooLarge = errors.New("too large for one message")
 	// ErrReadOnly means that a State opened by ReadState was asked to write.

@@ -31,6 +31,13 @@ const (
 // counted attempts; nobody else writes it.
 func bucketName(handler string) string { return "k3sas-" + handler }
 
+// bucketRead and bucketWrite are the subjects of one key of a bucket.
+func bucketRead(handler, key string) string {
+	return apiSubject("DIRECT.GET", "KV_"+bucketName(handler), bucketWrite(handler, key))
+}
+
+func bucketWrite(handler, key string) string { return "$KV." + bucketName(handler) + "." + key }
+
 // consumerName is the durable of one handler and partition.
 func consumerName(handler string, partition int) string {
 	return handler + "-" + strconv.Itoa(partition)

@@ -35,6 +35,14 @@ type Options struct {
 	// Connect are further options of the NATS connection: credentials, TLS.
 	Connect []nats.Option
 
+	// Role is what this process is called in InboxPrefix and in messages about
+	// permissions, e.g. "draining". Default: it uses the default inbox.
+	Role string
+	// Provisioned says that Provision has made the streams, consumers and buckets.
+	// Then they are looked up, never made or changed: all that a credential with
+	// the permissions of PermissionsFor can do.
+	Provisioned bool
+
 	// Instance names this process, e.g. the pod's name. It owns leases and decides
 	// the priorities of its pulls. Default: host name and a random suffix.
 	Instance string

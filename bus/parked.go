@@ -218,7 +218,7 @@ type ParkedKey struct {
 func (b *Bus) Parked(ctx context.Context, handler string) ([]ParkedKey, error) {
 	ctx, cancel := b.bound(ctx)
 	defer cancel()
-	kv, err := b.ensureBucket(ctx, handler)
+	kv, err := b.openBucket(ctx, handler)
 	if err != nil {
 		return nil, err
 	}

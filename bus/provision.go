@@ -89,12 +89,13 @@ func (b *Bus) deadConfig() jetstream.StreamConfig {
 }
 
 // provision makes the streams that are absent, adapts the limits of those that
-// exist, and refuses a stream of record that this version can't work with.
+// exist, and refuses a stream of record that this version can't work with. A
+// process for which everything is provisioned looks them up.
 func (b *Bus) provision(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, 4*b.opts.Times.Request)
 	defer cancel()
 	want := b.recordConfig()
-	s, err := b.ensureStream(ctx, want)
+	s, err := b.openStream(ctx, want)
 	if err != nil {
 		return err
 	}
@@ -104,17 +105,27 @@ func (b *Bus) provision(ctx context.Context) error {
 	b.stream = s
 	b.incarn = s.CachedInfo().Config.Metadata[metaIncarnation]
 	for _, c := range []jetstream.StreamConfig{b.timersConfig(), b.deadConfig()} {
-		if _, err := b.ensureStream(ctx, c); err != nil {
+		if _, err := b.openStream(ctx, c); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
+func (b *Bus) openStream(ctx context.Context, want jetstream.StreamConfig) (jetstream.Stream, error) {
+	if b.opts.Provisioned {
+		return b.lookUpStream(ctx, want)
+	}
+	return b.ensureStream(ctx, want)
+}
+
 func (b *Bus) ensureStream(ctx context.Context, want jetstream.StreamConfig) (jetstream.Stream, error) {
 	s, err := b.js.Stream(ctx, want.Name)
 	if errors.Is(err, jetstream.ErrStreamNotFound) {
-		s, err = b.js.CreateStream(ctx, want)
+		cctx, cancel := b.request(ctx, apiSubject("STREAM.CREATE", want.Name))
+		defer cancel()
+		s, err = b.js.CreateStream(cctx, want)
+		err = refusal(cctx, err)
 		if err == nil {
 			b.opts.Logger.InfoContext(ctx, "stream created", "stream", want.Name,
 				"replicas", want.Replicas, "max_age", want.MaxAge.String(), "max_bytes", want.MaxBytes)
@@ -125,20 +136,47 @@ func (b *Bus) ensureStream(ctx context.Context, want jetstream.StreamConfig) (je
 		}
 	}
 	if err != nil {
-		return nil, fmt.Errorf("stream %s: %w", want.Name, err)
+		return nil, fmt.Errorf("stream %s: %w", want.Name, b.tooFew(err))
 	}
 	have := s.CachedInfo().Config
-	if have.MaxAge == want.MaxAge && have.MaxBytes == want.MaxBytes && have.Replicas == want.Replicas {
+	if sameLimits(have, want) {
 		return s, nil
 	}
 	// Only limits change; everything else is what the stream was made with.
 	have.MaxAge, have.MaxBytes, have.Replicas, have.Duplicates = want.MaxAge, want.MaxBytes, want.Replicas, want.Duplicates
-	if s, err = b.js.UpdateStream(ctx, have); err != nil {
-		return nil, fmt.Errorf("stream %s: change its limits: %w", want.Name, err)
+	uctx, cancel := b.request(ctx, apiSubject("STREAM.UPDATE", want.Name))
+	defer cancel()
+	if s, err = b.js.UpdateStream(uctx, have); err != nil {
+		return nil, fmt.Errorf("stream %s: change its limits: %w", want.Name, b.tooFew(refusal(uctx, err)))
 	}
 	b.opts.Logger.InfoContext(ctx, "stream limits changed", "stream", want.Name,
 		"replicas", want.Replicas, "max_age", want.MaxAge.String(), "max_bytes", want.MaxBytes)
 	return s, nil
+}
+
+func sameLimits(have, want jetstream.StreamConfig) bool {
+	return have.MaxAge == want.MaxAge && have.MaxBytes == want.MaxBytes && have.Replicas == want.Replicas
+}
+
+// Errors of the server about replicas; nats.go has no names for them.
+const (
+	codeNoPeers      = 10005 // the cluster has too few servers that could take one
+	codeNotClustered = 10074
+)
+
+// tooFew says what to do about replicas that the cluster has no servers for.
+func (b *Bus) tooFew(err error) error {
+	var api *jetstream.APIError
+	if !errors.As(err, &api) {
+		return err
+	}
+	switch api.ErrorCode {
+	case codeNotClustered:
+		return fmt.Errorf("%w: replicas is %d, but the NATS server is alone: set bus.replicas to 1, or use a cluster of at least %d servers", err, b.opts.Replicas, b.opts.Replicas)
+	case codeNoPeers:
+		return fmt.Errorf("%w: replicas is %d, but the NATS cluster has fewer servers with JetStream that can be reached and have room: start more of them, or lower bus.replicas", err, b.opts.Replicas)
+	}
+	return err
 }
 
 // compatible says in one error what keeps this version from using a stream.
@@ -164,11 +202,9 @@ func compatible(have, want jetstream.StreamConfig) error {
 	return fmt.Errorf("%w: %w; use another NATS account or storage directory, or the version that made it", ErrIncompatible, errors.Join(errs...))
 }
 
-// ensureConsumer makes one durable of a handler, or takes the one that exists.
-func (b *Bus) ensureConsumer(ctx context.Context, handler string, partition int, filters []string) (jetstream.Consumer, error) {
-	ctx, cancel := b.bound(ctx)
-	defer cancel()
-	c, err := b.stream.CreateOrUpdateConsumer(ctx, jetstream.ConsumerConfig{
+// consumerConfig is one durable of a handler.
+func (b *Bus) consumerConfig(handler string, partition int, filters []string) jetstream.ConsumerConfig {
+	return jetstream.ConsumerConfig{
 		Durable:        consumerName(handler, partition),
 		FilterSubjects: filters,
 		DeliverPolicy:  jetstream.DeliverAllPolicy,
@@ -179,32 +215,83 @@ func (b *Bus) ensureConsumer(ctx context.Context, handler string, partition int,
 		Replicas:       b.opts.Replicas,
 		PriorityPolicy: jetstream.PriorityPolicyPrioritized,
 		PriorityGroups: []string{pullGroup},
-	})
+	}
+}
+
+// batchConfig is the durable of a batch handler.
+func (b *Bus) batchConfig(handler string) jetstream.ConsumerConfig {
+	return jetstream.ConsumerConfig{
+		Durable:        handler,
+		FilterSubject:  partPrefix + ".>",
+		DeliverPolicy:  jetstream.DeliverAllPolicy,
+		AckPolicy:      jetstream.AckAllPolicy,
+		AckWait:        b.opts.Times.AckWait,
+		MaxAckPending:  maxBatch,
+		MaxDeliver:     -1,
+		Replicas:       b.opts.Replicas,
+		PriorityPolicy: jetstream.PriorityPolicyPinned,
+		PriorityGroups: []string{pullGroup},
+		PinnedTTL:      max(b.opts.Times.AckWait, time.Second),
+	}
+}
+
+// relayConfig is the durable of the timer relay.
+func (b *Bus) relayConfig() jetstream.ConsumerConfig {
+	return jetstream.ConsumerConfig{
+		Durable:       relayName,
+		FilterSubject: firedRoot + ".>",
+		AckPolicy:     jetstream.AckExplicitPolicy,
+		AckWait:       b.opts.Times.AckWait,
+		MaxDeliver:    -1,
+		Replicas:      b.opts.Replicas,
+	}
+}
+
+// openConsumer makes a durable, or takes the one that exists.
+func (b *Bus) openConsumer(ctx context.Context, stream string, want jetstream.ConsumerConfig) (jetstream.Consumer, error) {
+	if b.opts.Provisioned {
+		return b.lookUpConsumer(ctx, stream, want)
+	}
+	subject := apiSubject("CONSUMER.CREATE", stream, want.Durable)
+	if want.FilterSubject != "" {
+		subject = apiSubject("CONSUMER.CREATE", stream, want.Durable, want.FilterSubject)
+	}
+	ctx, cancel := b.request(ctx, subject)
+	defer cancel()
+	c, err := b.js.CreateOrUpdateConsumer(ctx, stream, want)
 	if err != nil {
-		return nil, fmt.Errorf("consumer %s: %w", consumerName(handler, partition), unavailable(err))
+		return nil, fmt.Errorf("consumer %s: %w", want.Durable, unavailable(b.tooFew(refusal(ctx, err))))
 	}
 	return c, nil
 }
 
-// ensureBucket opens the bucket of a handler, making it if absent.
-func (b *Bus) ensureBucket(ctx context.Context, handler string) (jetstream.KeyValue, error) {
-	ctx, cancel := b.bound(ctx)
+// openBucket opens the bucket of a handler, making it if absent.
+func (b *Bus) openBucket(ctx context.Context, handler string) (jetstream.KeyValue, error) {
+	if b.opts.Provisioned {
+		return b.lookUpBucket(ctx, handler)
+	}
+	name := bucketName(handler)
+	ctx, cancel := b.request(ctx, apiSubject("STREAM.*", "KV_"+name))
 	defer cancel()
-	kv, err := b.js.KeyValue(ctx, bucketName(handler))
+	kv, err := b.js.KeyValue(ctx, name)
 	if errors.Is(err, jetstream.ErrBucketNotFound) {
-		kv, err = b.js.CreateKeyValue(ctx, jetstream.KeyValueConfig{
-			Bucket:      bucketName(handler),
-			Description: "state of the handler " + handler,
-			History:     1,
-			Storage:     jetstream.FileStorage,
-			Replicas:    b.opts.Replicas,
-		})
+		kv, err = b.js.CreateKeyValue(ctx, b.bucketConfig(handler))
 		if errors.Is(err, jetstream.ErrBucketExists) {
-			kv, err = b.js.KeyValue(ctx, bucketName(handler))
+			kv, err = b.js.KeyValue(ctx, name)
 		}
 	}
 	if err != nil {
-		return nil, fmt.Errorf("bucket %s: %w", bucketName(handler), unavailable(err))
+		return nil, fmt.Errorf("bucket %s: %w", name, unavailable(b.tooFew(refusal(ctx, err))))
 	}
 	return kv, nil
+}
+
+func (b *Bus) bucketConfig(handler string) jetstream.KeyValueConfig {
+	return jetstream.KeyValueConfig{
+		Bucket:      bucketName(handler),
+		Description: "state of the handler " + handler,
+		History:     1,
+		Storage:     jetstream.FileStorage,
+		Replicas:    b.opts.Replicas,
+	}
 }

@@ -124,9 +124,10 @@ func (b *Bus) encode(e events.Event) (*nats.Msg, error) {
 }
 
 func (b *Bus) publishMsg(ctx context.Context, m *nats.Msg, opts ...jetstream.PublishOpt) (*jetstream.PubAck, error) {
-	ctx, cancel := b.bound(ctx)
+	ctx, cancel := b.request(ctx, m.Subject)
 	defer cancel()
 	ack, err := b.js.PublishMsg(ctx, m, opts...)
+	err = refusal(ctx, err)
 	switch {
 	case err == nil:
 		b.metrics.published.WithLabelValues("acknowledged").Inc()

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"iter"
+	"slices"
 	"strings"
 	"time"
 
@@ -103,9 +104,10 @@ func (b *Bus) Last(ctx context.Context, key Key, eventType string) (Delivery, bo
 		return Delivery{}, false, fmt.Errorf("last %q: expected a type of the catalogue that is not for one handler alone", eventType)
 	}
 	subject := storedSubject(partitionOf(key.Cluster, token), strings.Join([]string{events.SubjectRoot, key.Cluster, nodeToken, token, def.Suffix()}, "."))
-	ctx, cancel := b.bound(ctx)
+	ctx, cancel := b.request(ctx, apiSubject("DIRECT.GET", StreamName, subject))
 	defer cancel()
 	m, err := b.stream.GetLastMsgForSubject(ctx, subject)
+	err = refusal(ctx, err)
 	if errors.Is(err, jetstream.ErrMsgNotFound) {
 		return Delivery{}, false, nil
 	}
@@ -150,21 +152,47 @@ type scanOptions struct {
 	follow   bool
 }
 
+// narrow joins filters that differ in their last token: the request for a
+// consumer with one filter names it in its subject, so that a credential can be
+// limited to it.
+func narrow(filters []string) []string {
+	if len(filters) < 2 {
+		return filters
+	}
+	stem := func(s string) string { return s[:strings.LastIndexByte(s, '.')+1] }
+	for _, f := range filters[1:] {
+		if stem(f) != stem(filters[0]) {
+			return filters
+		}
+	}
+	return []string{stem(filters[0]) + "*"}
+}
+
+// selects reports whether a message is wanted, and not only matched by what
+// narrow made of the filters.
+func (o scanOptions) selects(subject string) bool {
+	return slices.ContainsFunc(o.subjects, func(f string) bool { return matches(f, subject) })
+}
+
 // scan calls fn for stored messages in order until it returns false, or the end
 // that was the end when scan began, or ctx ends if it follows.
 func (b *Bus) scan(ctx context.Context, o scanOptions, fn func(jetstream.Msg, *jetstream.MsgMetadata) (bool, error)) error {
-	cfg := jetstream.OrderedConsumerConfig{FilterSubjects: o.subjects, DeliverPolicy: jetstream.DeliverAllPolicy, InactiveThreshold: time.Minute}
+	cfg := jetstream.OrderedConsumerConfig{FilterSubjects: narrow(o.subjects), DeliverPolicy: jetstream.DeliverAllPolicy, InactiveThreshold: time.Minute}
 	switch {
 	case !o.since.IsZero():
 		cfg.DeliverPolicy, cfg.OptStartTime = jetstream.DeliverByStartTimePolicy, &o.since
 	case o.from > 0:
 		cfg.DeliverPolicy, cfg.OptStartSeq = jetstream.DeliverByStartSequencePolicy, o.from
 	}
-	cctx, cancel := b.bound(ctx)
+	subject := apiSubject("CONSUMER.CREATE", o.stream, "*")
+	if len(cfg.FilterSubjects) == 1 {
+		subject += "." + cfg.FilterSubjects[0]
+	}
+	cctx, cancel := b.request(ctx, subject)
 	defer cancel()
 	c, err := b.js.OrderedConsumer(cctx, o.stream, cfg)
 	if err != nil {
-		return unavailable(err)
+		return unavailable(refusal(cctx, err))
 	}
 	name := c.CachedInfo().Name
 	defer func() {
@@ -208,7 +236,7 @@ func (b *Bus) scan(ctx context.Context, o scanOptions, fn func(jetstream.Msg, *j
 		if o.until > 0 && seq > o.until || end > 0 && seq > end {
 			return nil
 		}
-		if seq >= o.from {
+		if seq >= o.from && o.selects(m.Subject()) {
 			if more, err := fn(m, meta); err != nil || !more {
 				return err
 			}

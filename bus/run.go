@@ -49,6 +49,9 @@ func (b *Bus) Run(ctx context.Context, hs ...Handler) error {
 		if err != nil {
 			return ignoreEnd(ctx, fmt.Errorf("run: %w", err))
 		}
+		if err := b.provisioned(ctx, StreamName, sub.configs()...); err != nil {
+			return ignoreEnd(ctx, fmt.Errorf("run: %w", err))
+		}
 		router.AddConsumerHandler(h.Name(), AllClusters, sub, func(msg *message.Message) error {
 			d, ok := DeliveryFrom(msg.Context())
 			if !ok {
@@ -90,7 +93,7 @@ func (b *Bus) subscriber(ctx context.Context, handler string) (*Subscriber, erro
 		return nil, err
 	}
 	err = b.persist(ctx, handler, func() (err error) {
-		sub.kv, err = b.ensureBucket(ctx, handler)
+		sub.kv, err = b.openBucket(ctx, handler)
 		return err
 	})
 	return sub, err

@@ -79,7 +79,7 @@ func openState[T any](ctx context.Context, b *Bus, o StateOptions[T], readOnly b
 	if err := events.ValidateCluster(o.Handler); err != nil {
 		return nil, fmt.Errorf("open state: handler: is %q, expected a DNS label", o.Handler)
 	}
-	kv, err := b.ensureBucket(ctx, o.Handler)
+	kv, err := b.openBucket(ctx, o.Handler)
 	if err != nil {
 		return nil, fmt.Errorf("open state: %w", err)
 	}
@@ -184,9 +184,10 @@ func (s *State[T]) load(ctx context.Context, k Key) (entry, uint64, error) {
 	if err != nil {
 		return entry{}, 0, fmt.Errorf("read record: %w", err)
 	}
-	ctx, cancel := s.b.bound(ctx)
+	ctx, cancel := s.b.request(ctx, bucketRead(s.opts.Handler, name))
 	defer cancel()
 	v, err := s.kv.Get(ctx, name)
+	err = refusal(ctx, err)
 	if errors.Is(err, jetstream.ErrKeyNotFound) {
 		return entry{}, 0, nil
 	}
@@ -210,7 +211,7 @@ func (s *State[T]) store(ctx context.Context, k Key, e entry, rev uint64) (uint6
 	if err != nil {
 		return 0, err
 	}
-	ctx, cancel := s.b.bound(ctx)
+	ctx, cancel := s.b.request(ctx, bucketWrite(s.opts.Handler, name))
 	defer cancel()
 	var now uint64
 	switch {
@@ -221,6 +222,7 @@ func (s *State[T]) store(ctx context.Context, k Key, e entry, rev uint64) (uint6
 	default:
 		now, err = s.kv.Update(ctx, name, raw, rev)
 	}
+	err = refusal(ctx, err)
 	switch {
 	case err == nil:
 		return now, nil

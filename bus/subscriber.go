@@ -74,7 +74,7 @@ func (s *Subscriber) Subscribe(ctx context.Context, topic string) (<-chan *messa
 	kv := s.kv
 	if kv == nil {
 		var err error
-		if kv, err = s.b.ensureBucket(ctx, s.opts.Handler); err != nil {
+		if kv, err = s.b.openBucket(ctx, s.opts.Handler); err != nil {
 			return nil, fmt.Errorf("subscribe: %w", err)
 		}
 	}
@@ -95,6 +95,15 @@ func (s *Subscriber) Subscribe(ctx context.Context, topic string) (<-chan *messa
 		close(out)
 	})
 	return out, nil
+}
+
+// configs are the consumers of a subscription to every cluster.
+func (s *Subscriber) configs() []jetstream.ConsumerConfig {
+	out := make([]jetstream.ConsumerConfig, Partitions)
+	for p := range out {
+		out[p] = (&puller{Subscriber: s, topic: AllClusters, partition: p}).config()
+	}
+	return out
 }
 
 // Close ends every subscription and waits until their messages are settled.
@@ -148,6 +157,10 @@ func (l *puller) filters() []string {
 	return out
 }
 
+func (l *puller) config() jetstream.ConsumerConfig {
+	return l.b.consumerConfig(l.name(), l.partition, l.filters())
+}
+
 func (l *puller) run(ctx context.Context) {
 	defer l.b.reading(consumerName(l.name(), l.partition))()
 	for fails := 0; l.b.slots.wait(ctx) == nil; {
@@ -167,7 +180,7 @@ func (l *puller) run(ctx context.Context) {
 // process has no room, the partition became idle or busy, or after an error.
 func (l *puller) pull(ctx context.Context) (err error) {
 	if l.consumer == nil {
-		if l.consumer, err = l.b.ensureConsumer(ctx, l.name(), l.partition, l.filters()); err != nil {
+		if l.consumer, err = l.b.openConsumer(ctx, StreamName, l.config()); err != nil {
 			return err
 		}
 	}

@@ -86,16 +86,7 @@ func (s *State[T]) arm(ctx context.Context, k Key, due time.Time) error {
 func (b *Bus) RunTimers(ctx context.Context) error {
 	var c jetstream.Consumer
 	err := b.persist(ctx, "timer relay", func() (err error) {
-		rctx, cancel := b.bound(ctx)
-		defer cancel()
-		c, err = b.js.CreateOrUpdateConsumer(rctx, TimersStream, jetstream.ConsumerConfig{
-			Durable:       relayName,
-			FilterSubject: firedRoot + ".>",
-			AckPolicy:     jetstream.AckExplicitPolicy,
-			AckWait:       b.opts.Times.AckWait,
-			MaxDeliver:    -1,
-			Replicas:      b.opts.Replicas,
-		})
+		c, err = b.openConsumer(ctx, TimersStream, b.relayConfig())
 		return err
 	})
 	if err != nil {
@@ -161,7 +152,7 @@ func (b *Bus) persist(ctx context.Context, what string, fn func() error) error {
 		if err == nil || ctx.Err() != nil {
 			return err
 		}
-		if !errors.Is(err, ErrUnavailable) {
+		if !errors.Is(err, ErrUnavailable) || errors.Is(err, ErrForbidden) {
 			return fmt.Errorf("start %s: %w", what, err)
 		}
 		b.metrics.failed("bus")

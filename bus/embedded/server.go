@@ -8,6 +8,7 @@ package embedded
 
 import (
 	"cmp"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -37,6 +38,8 @@ type Options struct {
 	// Token, or User and Password, are asked of every connection that comes over
 	// the network. An address other than loopback requires one of them.
 	Token, User, Password string
+	// CertFile and KeyFile hold the certificate of the listener. Default: no TLS.
+	CertFile, KeyFile string
 	// MaxStore bounds the data on disk in bytes. Default: 75 % of the free space.
 	MaxStore int64
 	// Name of the server in logs. Default "k3s-autoscaler".
@@ -46,6 +49,9 @@ type Options struct {
 	// StartTimeout bounds the recovery of stored data. Default 60s.
 	StartTimeout time.Duration
 }
+
+// tlsTimeout bounds the handshake of a connection.
+const tlsTimeout = 5 * time.Second
 
 // Server is a running server.
 type Server struct {
@@ -136,6 +142,14 @@ func (o Options) serverOptions() (*server.Options, error) {
 		so.Port = server.RANDOM_PORT
 	}
 	so.Authorization, so.Username, so.Password = o.Token, o.User, o.Password
+	if o.CertFile != "" {
+		cert, err := tls.LoadX509KeyPair(o.CertFile, o.KeyFile)
+		if err != nil {
+			return nil, fmt.Errorf("certificate %s: %w", o.CertFile, err)
+		}
+		so.TLS, so.TLSTimeout = true, tlsTimeout.Seconds()
+		so.TLSConfig = &tls.Config{MinVersion: tls.VersionTLS12, Certificates: []tls.Certificate{cert}}
+	}
 	ip := net.ParseIP(so.Host)
 	loopback := so.Host == "localhost" || ip != nil && ip.IsLoopback()
 	if !loopback && o.Token == "" && (o.User == "" || o.Password == "") {

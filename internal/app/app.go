@@ -9,7 +9,6 @@ import (
 	"net"
 	"time"
 
-	"github.com/nats-io/nats.go"
 	"golang.org/x/sync/errgroup"
 
 	"github.com/k3s-autoscaler/k3s-autoscaler/bus"
@@ -85,45 +84,6 @@ func New(ctx context.Context, o Options) (_ *App, err error) {
 		}
 	}
 	return a, nil
-}
-
-func (a *App) openBus(ctx context.Context) error {
-	c := a.opts.Config.Bus
-	o := bus.Options{
-		Replicas: c.Replicas, MaxAge: c.MaxAge.Std(), MaxBytes: int64(c.MaxBytes), InFlight: c.InFlight,
-		Times: a.opts.Times, Logger: a.opts.Logger, Registerer: a.opts.Registry, Clock: a.opts.Clock, OnStep: crashHook(),
-	}
-	if c.URL != "" {
-		o.URL = c.URL
-		o.Connect = append(o.Connect, nats.Name("k3s-autoscaler"))
-		if c.CredentialsFile != "" {
-			o.Connect = append(o.Connect, nats.UserCredentials(c.CredentialsFile))
-		}
-		if t := c.TLS; t != nil {
-			if t.CAFile != "" {
-				o.Connect = append(o.Connect, nats.RootCAs(t.CAFile))
-			}
-			if t.CertFile != "" {
-				o.Connect = append(o.Connect, nats.ClientCert(t.CertFile, t.KeyFile))
-			}
-		}
-	} else {
-		interval := c.Embedded.Sync.Interval()
-		server, err := embedded.Start(embedded.Options{
-			Dir: c.Embedded.Dir, Unsynced: interval > 0, SyncInterval: interval, Listen: c.Embedded.Listen, Logger: a.opts.Logger,
-		})
-		if err != nil {
-			return fmt.Errorf("start the embedded bus: %w", err)
-		}
-		a.server, o.Server, o.Sole = server, server, c.Embedded.Listen == ""
-	}
-	b, err := bus.Open(ctx, o)
-	if err != nil {
-		return fmt.Errorf("open the bus: %w", err)
-	}
-	a.bus = b
-	a.ready = append(a.ready, check{"bus", b.Ready})
-	return nil
 }
 
 // Address is where the HTTP interface listens, empty without the gateway role.

@@ -3,6 +3,7 @@ package config
 import (
 	"fmt"
 	"net"
+	"net/url"
 	"strings"
 )
 
@@ -42,6 +43,19 @@ func (c *Config) Warnings() []Problem {
 	}
 	if c.Bus.URL == "" && c.Bus.Embedded.Sync != SyncAlways {
 		warn("bus.embedded.sync", fmt.Sprintf("acknowledged events of the last %s can be lost when the power fails", c.Bus.Embedded.Sync))
+	}
+	if e := c.Bus.Embedded; e.Listen != "" && e.TLS == nil {
+		if host, _, err := net.SplitHostPort(e.Listen); err == nil && host != "" && !loopback(host) {
+			warn("bus.embedded.listen", fmt.Sprintf("the token and every event travel unencrypted on %s; set bus.embedded.tls", e.Listen))
+		}
+	}
+	for _, u := range c.Bus.Servers() {
+		x, err := url.Parse(u)
+		secret := c.Bus.TokenFile != "" || c.Bus.User != ""
+		if err == nil && secret && c.Bus.TLS == nil && (x.Scheme == "nats" || x.Scheme == "ws") && !loopback(x.Hostname()) {
+			warn("bus.url", fmt.Sprintf("the secret that logs in to %s travels unencrypted; use tls:// or set bus.tls", x.Host))
+			break
+		}
 	}
 	for i, cl := range c.Clusters {
 		for j, p := range cl.Pools {

@@ -191,36 +191,6 @@ func (d *decoder) checkPolicy(c *Config) {
 	}
 }
 
-func (d *decoder) checkBus(b Bus) {
-	if b.URL == "" {
-		for _, key := range []string{"bus.credentials_file", "bus.tls"} {
-			if d.has(key) {
-				d.fail(key, "is for an external NATS cluster", "bus.url beside it")
-			}
-		}
-		if b.Replicas > 1 {
-			d.fail("bus.replicas", fmt.Sprintf("is %d, but the embedded server is alone", b.Replicas), "1, or bus.url of a NATS cluster")
-		}
-	} else {
-		for u := range strings.SplitSeq(b.URL, ",") {
-			x, err := url.Parse(strings.TrimSpace(u))
-			switch {
-			case err != nil || x.Host == "" || !slices.Contains([]string{"nats", "tls", "ws", "wss"}, x.Scheme):
-				d.fail("bus.url", fmt.Sprintf("is %q", d.raw["bus.url"]), "nats://host:4222 or tls://host:4222, several with commas")
-			case x.User != nil:
-				d.add(Problem{File: d.file, Line: d.problem("bus.url", "", "").Line, Column: d.problem("bus.url", "", "").Column, Key: "bus.url",
-					Message: "holds credentials", Expected: "bus.credentials_file"})
-			}
-		}
-		if d.has("bus.embedded") {
-			d.fail("bus.embedded", "stands beside bus.url", "one of the two")
-		}
-	}
-	if b.Embedded.Listen != "" {
-		d.checkAddress("bus.embedded.listen", b.Embedded.Listen)
-	}
-}
-
 func (d *decoder) checkAddress(key, addr string) {
 	if _, port, err := net.SplitHostPort(addr); err != nil || port == "" {
 		d.fail(key, fmt.Sprintf("is %q", addr), "an address such as 127.0.0.1:8080 or :8080")

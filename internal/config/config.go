@@ -169,9 +169,14 @@ type Collector struct {
 
 // Bus is where events are kept and delivered.
 type Bus struct {
-	URL             string          `yaml:"url" doc:"An external NATS cluster, e.g. nats://nats:4222; absent, the embedded server is used."`
-	CredentialsFile string          `yaml:"credentials_file" path:"exists" doc:"NATS credentials (.creds)."`
+	URL             string          `yaml:"url" doc:"An external NATS cluster, e.g. nats://nats:4222, several servers with commas; absent, the embedded server is used."`
+	CredentialsFile string          `yaml:"credentials_file" path:"exists" doc:"NATS credentials (.creds: a JWT and its seed)."`
+	NKeyFile        string          `yaml:"nkey_file" path:"exists" doc:"Seed of a NATS user NKey."`
+	TokenFile       string          `yaml:"token_file" path:"exists" doc:"File with the token of the NATS server, e.g. of another process's embedded one."`
+	User            string          `yaml:"user" doc:"NATS user, with password_file."`
+	PasswordFile    string          `yaml:"password_file" path:"exists" doc:"File with the password of user."`
 	TLS             *ClientTLS      `yaml:"tls" doc:"Certificates for the external cluster."`
+	Provisioned     bool            `yaml:"provisioned" doc:"Streams, consumers and buckets are made by 'k3s-autoscaler bus provision', and looked up only: for credentials that may no more than their role needs."`
 	Replicas        int             `yaml:"replicas" default:"1" min:"1" max:"5" doc:"Copies of the streams; 3 in a cluster."`
 	MaxAge          events.Duration `yaml:"max_age" default:"168h" doc:"How long events are kept."`
 	MaxBytes        Bytes           `yaml:"max_bytes" default:"1Gi" doc:"How much space events may take; the oldest go first."`
@@ -181,9 +186,11 @@ type Bus struct {
 
 // Embedded is the NATS server inside the process.
 type Embedded struct {
-	Dir    string `yaml:"dir" default:"data/bus" path:"any" doc:"Folder of the streams."`
-	Sync   Sync   `yaml:"sync" default:"always" doc:"When events reach the disk: 'always' loses nothing that was acknowledged; a duration, e.g. 2m, is faster and can lose that much when the power fails (not when the process dies)."`
-	Listen string `yaml:"listen" doc:"Address on which others may connect, e.g. 127.0.0.1:4222; absent, none."`
+	Dir       string     `yaml:"dir" default:"data/bus" path:"any" doc:"Folder of the streams."`
+	Sync      Sync       `yaml:"sync" default:"always" doc:"When events reach the disk: 'always' loses nothing that was acknowledged; a duration, e.g. 2m, is faster and can lose that much when the power fails (not when the process dies)."`
+	Listen    string     `yaml:"listen" doc:"Address on which others may connect, e.g. 127.0.0.1:4222; absent, none. One that other machines reach needs token_file."`
+	TokenFile string     `yaml:"token_file" path:"exists" doc:"File with the token that others connect with (their bus.token_file), e.g. made by 'openssl rand -hex 32'."`
+	TLS       *ServerTLS `yaml:"tls" doc:"Certificate of the listener; others name its authority in bus.tls.ca_file."`
 }
 
 // API is the HTTP interface.

@@ -116,7 +116,7 @@ func TestEachMistakeIsNamed(t *testing.T) {
 		"replicas of the embedded bus":   {minimal + "bus: {replicas: 3}", `bus.replicas: is 3, but the embedded server is alone`},
 		"both buses":                     {minimal + "bus: {url: 'nats://x:4222', embedded: {dir: x}}", `bus.embedded: stands beside bus.url`},
 		"credentials without url":        {minimal + "bus: {tls: {}}", `bus.tls: is for an external NATS cluster`},
-		"an url of something else":       {minimal + "bus: {url: 'redis://x'}", `bus.url: is "redis://x"`},
+		"an url of something else":       {minimal + "bus: {url: 'redis://x'}", `bus.url: "redis://x" is no address of a NATS server`},
 		"an address without port":        {minimal + "api: {listen: localhost}", `api.listen: is "localhost", expected an address`},
 		"a bad embedded address":         {minimal + "bus: {embedded: {listen: x}}", `bus.embedded.listen: is "x"`},
 		"a sync that is neither":         {minimal + "bus: {embedded: {sync: sometimes}}", `expected "always" or a positive duration`},
