@@ -35,7 +35,7 @@ func (b *Bus) RunBatch(ctx context.Context, h BatchHandler) error {
 	if err := events.ValidateCluster(h.Name()); err != nil {
 		return fmt.Errorf("run batches: handler: is %q, expected a DNS label", h.Name())
 	}
-	if err := b.provisioned(ctx, StreamName, b.batchConfig(h.Name())); err != nil {
+	if err := b.openable(ctx, StreamName, b.batchConfig(h.Name())); err != nil {
 		return ignoreEnd(ctx, fmt.Errorf("run batches: %w", err))
 	}
 	mctx, cancel := context.WithCancel(ctx)

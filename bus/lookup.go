@@ -85,16 +85,17 @@ func (b *Bus) lookUpBucket(ctx context.Context, handler string) (jetstream.KeyVa
 	return kv, nil
 }
 
-// provisioned reports what a handler's messages need and is missing, so that a
-// process ends at its start instead of waiting for what does not come.
-func (b *Bus) provisioned(ctx context.Context, stream string, wants ...jetstream.ConsumerConfig) error {
+// openable reports what a handler's messages need and can't be had, so that a
+// process ends at its start instead of waiting for what does not come. One that
+// makes its consumers tries the first: it may make all of them or none.
+func (b *Bus) openable(ctx context.Context, stream string, wants ...jetstream.ConsumerConfig) error {
 	if !b.opts.Provisioned {
-		return nil
+		wants = wants[:1]
 	}
 	var errs []error
 	for _, want := range wants {
 		err := b.persist(ctx, "consumer "+want.Durable, func() error {
-			_, err := b.lookUpConsumer(ctx, stream, want)
+			_, err := b.openConsumer(ctx, stream, want)
 			return err
 		})
 		if errors.Is(err, ErrForbidden) || ctx.Err() != nil {

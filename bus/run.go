@@ -49,7 +49,7 @@ func (b *Bus) Run(ctx context.Context, hs ...Handler) error {
 		if err != nil {
 			return ignoreEnd(ctx, fmt.Errorf("run: %w", err))
 		}
-		if err := b.provisioned(ctx, StreamName, sub.configs()...); err != nil {
+		if err := b.openable(ctx, StreamName, sub.configs()...); err != nil {
 			return ignoreEnd(ctx, fmt.Errorf("run: %w", err))
 		}
 		router.AddConsumerHandler(h.Name(), AllClusters, sub, func(msg *message.Message) error {
