@@ -7,17 +7,6 @@ import (
 	"github.com/k3s-autoscaler/k3s-autoscaler/events"
 )
 
-// RecordScope is how much of the stream of record somebody reads back, apart
-// from what its consumers deliver.
-type RecordScope int
-
-// The scopes.
-const (
-	RecordNone    RecordScope = iota
-	RecordCluster             // events of events.ClusterKey
-	RecordAll
-)
-
 // Access is what a kind of process does on the bus. Its permissions and what has
 // to be provisioned for it follow from it.
 type Access struct {
@@ -34,8 +23,9 @@ type Access struct {
 	State string
 	// ReadStates are the buckets that it reads, by handler.
 	ReadStates []string
-	// Record is what it reads of the stream of record.
-	Record RecordScope
+	// Record says that it reads the stream of record by any choice of events. A
+	// handler reads it key by key, to redrive and to fold again.
+	Record bool
 	// DeadLetters says that it reads what every handler set aside.
 	DeadLetters bool
 	// Timers says that it relays timers.
@@ -138,7 +128,10 @@ func (g *grants) publishers(a Access) {
 		as = append(as, publisherBus)
 	}
 	for _, d := range events.Catalog() {
-		if !slices.ContainsFunc(d.Publishers, func(p string) bool { return slices.Contains(as, p) }) {
+		publishes := slices.ContainsFunc(d.Publishers, func(p string) bool { return slices.Contains(as, p) })
+		// What a handler set aside it publishes again when it is redriven.
+		redrives := a.Handler != "" && !a.Batch && d.ReadBy(a.Handler)
+		if !publishes && !redrives {
 			continue
 		}
 		node := "*"
@@ -146,11 +139,12 @@ func (g *grants) publishers(a Access) {
 			node = events.ClusterKey
 		}
 		suffix := d.Suffix()
-		if d.Type == events.TypeTimerFired {
-			if a.Batch {
-				continue // it arms none
+		if events.Addressed(d.Type) {
+			to := "*"
+			if slices.Contains(d.Publishers, publisherBus) {
+				to = a.Handler // the bus speaks for it, to it
 			}
-			suffix = events.TimerSuffix(a.Handler)
+			suffix = events.AddressedSuffix(d.Type, to)
 		}
 		g.pub(publishSubject(node, suffix))
 	}
@@ -192,33 +186,25 @@ func (g *grants) ephemeral(stream, filter string) {
 }
 
 func (g *grants) record(a Access) {
-	switch a.Record {
-	case RecordAll:
-		g.reads = true
-		g.ephemeral(StreamName, ">")
+	if !a.Record && a.Handler == "" {
+		return
+	}
+	g.reads = true
+	g.ephemeral(StreamName, filterSubject("*", "*", "*", ">"))
+	g.api("DIRECT.GET", StreamName) // by sequence
+	if a.Record {
 		g.api("CONSUMER.CREATE", StreamName, "*") // several filters at once
 		g.api("DIRECT.GET", StreamName, ">")
-	case RecordCluster:
-		g.reads = true
-		filter := filterSubject("*", "*", events.ClusterKey, ">")
-		g.ephemeral(StreamName, filter)
-		g.api("DIRECT.GET", StreamName, filter)
-	case RecordNone:
 	}
 }
 
 // deadLetters allows a handler to read and remove what it set aside.
 func (g *grants) deadLetters(a Access) {
-	switch {
-	case a.DeadLetters:
+	if a.DeadLetters {
 		g.ephemeral(DeadLetterStream, deadRoot+".>")
-		g.api("DIRECT.GET", DeadLetterStream, ">")
-	case a.Handler != "" && !a.Batch:
-		own := deadRoot + "." + a.Handler + ".>"
-		g.ephemeral(DeadLetterStream, own)
-		g.api("DIRECT.GET", DeadLetterStream, own)
 	}
-	if a.Handler != "" && !a.Batch {
+	if a.Handler != "" {
+		g.ephemeral(DeadLetterStream, deadRoot+"."+a.Handler+".>")
 		g.api("STREAM.MSG.DELETE", DeadLetterStream)
 	}
 }
@@ -236,7 +222,7 @@ func (g *grants) read(handler string) {
 // relay allows to take what fired and to publish it.
 func (g *grants) relay() {
 	g.durable(TimersStream, relayName)
-	g.pub(publishSubject("*", events.TimerSuffix("*")))
+	g.pub(publishSubject("*", events.AddressedSuffix(events.TypeTimerFired, "*")))
 }
 
 // protect closes the consumers of others to somebody who may make consumers.

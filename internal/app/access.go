@@ -16,19 +16,19 @@ import (
 func access(role string) bus.Access {
 	switch role {
 	case RoleGateway:
-		return bus.Access{Name: role, Publishers: []string{"alerting", "api", "app"}, Record: bus.RecordAll, DeadLetters: true, Timers: true,
+		return bus.Access{Name: role, Publishers: []string{"alerting", "api", "app"}, Record: true, DeadLetters: true, Timers: true,
 			ReadStates: []string{events.HandlerDecision, events.HandlerProvisioning, events.HandlerDraining}}
 	case RoleCollector:
 		return bus.Access{Name: role, Publishers: []string{"collector"}, State: RoleCollector,
 			ReadStates: []string{events.HandlerProvisioning, events.HandlerDraining}}
 	case RoleDecision:
-		return bus.Access{Name: role, Publishers: []string{role}, Handler: events.HandlerDecision, Record: bus.RecordCluster}
+		return bus.Access{Name: role, Publishers: []string{role}, Handler: events.HandlerDecision}
 	case RoleProvisioning:
 		return bus.Access{Name: role, Publishers: []string{role}, Handler: events.HandlerProvisioning}
 	case RoleDraining:
 		return bus.Access{Name: role, Publishers: []string{role}, Handler: events.HandlerDraining}
 	default:
-		return bus.Access{Name: role, Handler: events.HandlerAuditing, Batch: true, Record: bus.RecordAll}
+		return bus.Access{Name: role, Handler: events.HandlerAuditing, Batch: true, Record: true}
 	}
 }
 

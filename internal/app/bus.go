@@ -83,7 +83,9 @@ func connectOptions(c config.Bus, o Options) []nats.Option {
 	case c.NKeyFile != "":
 		nkey, err := nats.NkeyOptionFromSeed(c.NKeyFile)
 		if err != nil {
-			nkey = func(*nats.Options) error { return fmt.Errorf("bus.nkey_file: file %s holds no seed of a user NKey: %w", c.NKeyFile, err) }
+			nkey = func(*nats.Options) error {
+				return fmt.Errorf("bus.nkey_file: file %s holds no seed of a user NKey: %w", c.NKeyFile, err)
+			}
 		}
 		opts = append(opts, nkey)
 	case c.TokenFile != "":
