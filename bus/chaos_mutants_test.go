@@ -21,18 +21,25 @@ func TestChaosFindsABrokenRule(t *testing.T) {
 	}
 	for _, tt := range []struct {
 		mutant string
-		faults []chaos.Injection
-		rules  []string // any of these shows it
+		faults []chaos.Injection // nil: a redrive
+		rules  []string          // any of these shows it
 	}{
 		{"late ack", []chaos.Injection{freeze(500*time.Millisecond, 1300*time.Millisecond, 0), freeze(time.Second, 1300*time.Millisecond, 1), freeze(2*time.Second, 1300*time.Millisecond, 2),
 			freeze(2800*time.Millisecond, 1300*time.Millisecond, 0)}, []string{chaos.RuleLost, chaos.RuleOverlap}},
 		{"no lease check", []chaos.Injection{freeze(time.Second, 4*time.Second, 1)}, []string{chaos.RuleOverlap, chaos.RuleOnce}},
 		{"no CAS", []chaos.Injection{freeze(time.Second, 2*time.Second, 1)}, []string{chaos.RuleLost, chaos.RuleOnce, chaos.RuleOutput}},
 		{"no outbox replay", []chaos.Injection{kill(500*time.Millisecond, 0), kill(time.Second, 1), kill(1500*time.Millisecond, 2)}, []string{chaos.RuleOutput}},
+		{"same id in redrive", nil, []string{chaos.RuleLost}},
 	} {
+		hunt := func(seed uint64, mutant string) chaos.Schedule {
+			if tt.faults == nil {
+				return chaos.HuntRedrive(seed, mutant)
+			}
+			return chaos.Hunt(seed, mutant, tt.faults...)
+		}
 		t.Run("without "+tt.mutant, func(t *testing.T) {
 			t.Parallel()
-			res, err := chaos.Run(t.Context(), chaos.Hunt(0, "", tt.faults...), t.TempDir())
+			res, err := chaos.Run(t.Context(), hunt(0, ""), t.TempDir())
 			require.NoError(t, err)
 			require.Empty(t, res.Violations, "the same faults do no harm to a bus that keeps its rules")
 		})
@@ -40,7 +47,7 @@ func TestChaosFindsABrokenRule(t *testing.T) {
 			t.Parallel()
 			const enough = 8
 			for seed := range uint64(enough) {
-				res, err := chaos.Run(t.Context(), chaos.Hunt(seed, tt.mutant, tt.faults...), t.TempDir())
+				res, err := chaos.Run(t.Context(), hunt(seed, tt.mutant), t.TempDir())
 				require.NoError(t, err)
 				for _, v := range res.Violations {
 					for _, rule := range tt.rules {

@@ -82,7 +82,8 @@ type storm struct {
 // run runs the schedule of a seed. One whose faults hit nothing does not count:
 // the next seed with the same certain fault takes its place.
 func (s *storm) run(seed uint64, plan func(seed uint64) chaos.Schedule) {
-	for counts := false; !counts && !s.t.Failed(); seed = chaos.NextSeed(seed) {
+	const attempts = 10
+	for range attempts {
 		sched := plan(seed)
 		dir, err := os.MkdirTemp("", "chaos")
 		if err != nil {
@@ -103,7 +104,11 @@ func (s *storm) run(seed uint64, plan func(seed uint64) chaos.Schedule) {
 		if err := os.RemoveAll(dir); err != nil {
 			s.t.Error(err)
 		}
-		counts = res.Counts()
 		fmt.Printf("chaos: %s\n", res)
+		if res.Counts() {
+			return
+		}
+		seed = chaos.NextSeed(seed)
 	}
+	s.t.Errorf("%d schedules up to seed %d hit nothing in flight", attempts, seed)
 }

@@ -3,9 +3,10 @@ package bus
 // Mutants break one rule of this package each, for the rest of the process.
 func Mutants() map[string]func() {
 	return map[string]func(){
-		"late ack":         func() { broken.fence = true },
-		"no lease check":   func() { broken.lease = true },
-		"no CAS":           func() { broken.cas = true },
-		"no outbox replay": func() { broken.outbox = true },
+		"late ack":           func() { broken.fence = true },
+		"no lease check":     func() { broken.lease = true },
+		"no CAS":             func() { broken.cas = true },
+		"no outbox replay":   func() { broken.outbox = true },
+		"same id in redrive": func() { broken.copyID = true },
 	}
 }

@@ -8,4 +8,5 @@ var broken struct {
 	lease  bool // whoever asks has the lease
 	cas    bool // records are written without their revision
 	outbox bool // a redelivery does not publish what its message led to
+	copyID bool // a redriven copy has the message id of the event that it is a copy of
 }

@@ -255,7 +255,9 @@ func (x errand) encodeCopy(ctx context.Context, dl DeadLetter, number int) (*nat
 	if err != nil {
 		return nil, &uncopiableError{err}
 	}
-	m.Header[headerMsgID] = []string{MessageID(e) + redriveMark + dl.ID}
+	if !broken.copyID {
+		m.Header[headerMsgID] = []string{MessageID(e) + redriveMark + dl.ID}
+	}
 	return m, nil
 }
 

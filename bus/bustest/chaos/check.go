@@ -36,6 +36,17 @@ type Stored struct {
 	Detail  string   // position or operation that led to it; of a dead letter's event: handler and sequence
 	Readers []string // handlers that read it
 	Poison  bool
+	// Origin is set for the copy of a dead letter that was redriven: the sequence
+	// at which its event first stood.
+	Origin uint64
+}
+
+// place is where the event belongs in the order of its key.
+func (s Stored) place() uint64 {
+	if s.Origin > 0 {
+		return s.Origin
+	}
+	return s.Seq
 }
 
 // Final is a record at the end of a run.
@@ -97,7 +108,7 @@ func (v Violation) String() string {
 
 // Check returns every promise that a history shows to be broken.
 func Check(h History) []Violation {
-	c := &checker{h: h, byID: map[string]Stored{}, records: map[string]Final{}}
+	c := &checker{h: h, byID: map[string]Stored{}, bySeq: map[uint64]Stored{}, copied: map[string]bool{}, records: map[string]Final{}}
 	for _, f := range h.Records {
 		c.records[f.Handler+"/"+f.Key] = f
 	}
@@ -115,7 +126,9 @@ func Check(h History) []Violation {
 type checker struct {
 	h       History
 	byID    map[string]Stored // the first of each id
-	records map[string]Final  // by handler and key
+	bySeq   map[uint64]Stored
+	records map[string]Final // by handler and key
+	copied  map[string]bool  // handler and sequence of what was redriven
 	out     []Violation
 }
 
@@ -145,6 +158,13 @@ func (c *checker) where(fn func(Line) bool) []Line {
 // stream: what was acknowledged is stored, and nothing is stored twice.
 func (c *checker) stream() {
 	for _, s := range c.h.Stream {
+		c.bySeq[s.Seq] = s
+		if s.Origin > 0 {
+			for _, handler := range s.Readers {
+				c.copied[deadKey(handler, s.Origin)] = true
+			}
+			continue
+		}
 		if first, ok := c.byID[s.ID]; ok {
 			c.fail(RuleDoubled, nil, "event %s (%s, key %s) is stored as sequence %d and as %d", s.ID, s.Type, s.Key, first.Seq, s.Seq)
 			continue
@@ -158,17 +178,21 @@ func (c *checker) stream() {
 	}
 }
 
+// first reports whether an event is no second one of its id.
+func (c *checker) first(s Stored) bool { return s.Origin == 0 && c.byID[s.ID].Seq == s.Seq }
+
 // applied: each record shows all messages of its key but the dead ones, once and
-// in order.
+// in order. A copy stands for the message that was set aside.
 func (c *checker) applied() {
-	dead := map[string]bool{}
+	dead := map[string]bool{} // by handler and place
 	for _, d := range c.h.Dead {
-		dead[deadKey(d.Handler, d.Seq)] = true
+		s := c.bySeq[d.Seq]
+		dead[deadKey(d.Handler, s.place())] = true
 	}
-	want := map[string][]uint64{}
+	want := map[string][]uint64{} // places
 	for _, s := range c.h.Stream {
 		for _, handler := range s.Readers {
-			if !dead[deadKey(handler, s.Seq)] {
+			if s.Origin == 0 && !dead[deadKey(handler, s.Seq)] {
 				want[handler+"/"+s.Key] = append(want[handler+"/"+s.Key], s.Seq)
 			}
 		}
@@ -183,28 +207,32 @@ func (c *checker) applied() {
 	}
 }
 
+// trail compares the places of a key's messages with those that were applied.
 func (c *checker) trail(name string, want, have []uint64) {
-	if slices.Equal(want, have) {
-		return
-	}
 	handler, _, _ := strings.Cut(name, "/")
 	seen := map[uint64]bool{}
-	var last uint64
+	var last, lastPlace uint64
 	for i, seq := range have {
+		place := c.bySeq[seq].place()
 		switch {
-		case seen[seq]:
+		case seen[place]:
 			c.fail(RuleOnce, c.about(handler, seq), "%s: message %d was applied twice: %v", name, seq, have)
-		case seq < last:
-			c.fail(RuleOrder, append(c.about(handler, seq), c.about(handler, last)...), "%s: message %d was applied after %d, at position %d: %v", name, seq, last, i+1, have)
-		case !slices.Contains(want, seq):
+		case seq < last || place < lastPlace:
+			c.fail(RuleOrder, append(c.about(handler, seq), c.about(handler, last)...), "%s: message %d (place %d) was applied after %d (place %d), at position %d: %v",
+				name, seq, place, last, lastPlace, i+1, have)
+		case !slices.Contains(want, place):
 			c.fail(RuleDead, c.about(handler, seq), "%s: message %d was applied, although it is among the dead letters or not in the stream", name, seq)
 		}
-		seen[seq] = true
-		last = max(last, seq)
+		seen[place] = true
+		last, lastPlace = max(last, seq), max(lastPlace, place)
 	}
 	for _, seq := range want {
 		if !seen[seq] {
-			c.fail(RuleLost, c.about(handler, seq), "%s: message %d was neither applied nor set aside; applied: %v", name, seq, have)
+			what := ""
+			if c.copied[deadKey(handler, seq)] {
+				what = ", although it was redriven"
+			}
+			c.fail(RuleLost, c.about(handler, seq), "%s: message %d was neither applied nor is it among the dead letters%s; applied: %v", name, seq, what, have)
 		}
 	}
 }
@@ -216,14 +244,14 @@ func deadKey(handler string, seq uint64) string { return fmt.Sprintf("%s/%d", ha
 func (c *checker) outputs() {
 	caused := map[string][]Stored{} // by cause and type
 	for _, s := range c.h.Stream {
-		if s.Cause != "" && c.byID[s.ID].Seq == s.Seq {
+		if s.Cause != "" && c.first(s) {
 			caused[s.Cause+"/"+s.Type] = append(caused[s.Cause+"/"+s.Type], s)
 		}
 	}
 	last := map[string]Stored{}
 	for _, s := range c.h.Stream {
 		handler, typ := outputOf(s.Type)
-		if handler == "" || c.byID[s.ID].Seq != s.Seq {
+		if handler == "" || s.Origin == 0 && !c.first(s) {
 			continue
 		}
 		key := handler + "/" + s.Key
@@ -266,7 +294,7 @@ func outputOf(typ string) (handler, emits string) {
 func (c *checker) operations() {
 	results := map[string]int{}
 	for _, s := range c.h.Stream {
-		if s.Type == typeReady && c.byID[s.ID].Seq == s.Seq {
+		if s.Type == typeReady && c.first(s) {
 			results[s.Detail]++
 		}
 	}
@@ -427,17 +455,15 @@ func (c *checker) batches() {
 // deadLetters: what is poisoned is set aside once, with what follows on its key,
 // and nothing else is.
 func (c *checker) deadLetters() {
-	bySeq := map[uint64]Stored{}
 	poisoned := map[string]uint64{} // handler and key: the first poisoned sequence
 	for _, s := range c.h.Stream {
-		bySeq[s.Seq] = s
-		if s.Poison && poisoned[handlerProvisioning+"/"+s.Key] == 0 {
+		if s.Poison && s.Origin == 0 && poisoned[handlerProvisioning+"/"+s.Key] == 0 {
 			poisoned[handlerProvisioning+"/"+s.Key] = s.Seq
 		}
 	}
 	recorded := map[string]int{}
 	for _, s := range c.h.Stream {
-		if s.Type == typeDeadLetter && c.byID[s.ID].Seq == s.Seq {
+		if s.Type == typeDeadLetter && c.first(s) {
 			recorded[s.Detail]++
 		}
 	}
@@ -458,7 +484,7 @@ func (c *checker) deadLetters() {
 	}
 	for name, first := range poisoned {
 		handler, _, _ := strings.Cut(name, "/")
-		if !seen[deadKey(handler, first)] {
+		if !seen[deadKey(handler, first)] && !c.copied[deadKey(handler, first)] {
 			c.fail(RuleDead, c.about(handler, first), "%s: the poisoned message %d is not among the dead letters", name, first)
 		}
 	}

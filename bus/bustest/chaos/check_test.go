@@ -72,10 +72,10 @@ func TestCheckNamesWhatIsWrong(t *testing.T) {
 			h.Stream = append(h.Stream, Stored{Seq: 12, ID: "a", Key: "n1", Type: "x"})
 			h.Committed = append(h.Committed, 12)
 		}, RuleDoubled, "stored as sequence 1 and as 12"},
-		{"a message that was not applied", func(h *History) { h.Records[0].Trail = []uint64{1, 4, 6} }, RuleLost, "provisioning/n1: message 3 was neither applied nor set aside"},
+		{"a message that was not applied", func(h *History) { h.Records[0].Trail = []uint64{1, 4, 6} }, RuleLost, "provisioning/n1: message 3 was neither applied nor is it among"},
 		{"a handler without any record", func(h *History) { h.Records = h.Records[:1] }, RuleLost, "draining/n1: message 2 was neither"},
 		{"a message that was applied twice", func(h *History) { h.Records[1].Trail = []uint64{2, 5, 5} }, RuleOnce, "message 5 was applied twice"},
-		{"messages in the wrong order", func(h *History) { h.Records[1].Trail = []uint64{5, 2} }, RuleOrder, "message 2 was applied after 5"},
+		{"messages in the wrong order", func(h *History) { h.Records[1].Trail = []uint64{5, 2} }, RuleOrder, "message 2 (place 2) was applied after 5 (place 5)"},
 		{"a dead letter that was applied", func(h *History) {
 			h.Records = append(h.Records, Final{handlerProvisioning, "n2", Record{Trail: []uint64{9}}})
 		}, RuleDead, "message 9 was applied, although"},
@@ -119,6 +119,36 @@ func TestCheckNamesWhatIsWrong(t *testing.T) {
 			require.True(t, found, "expected %s: %s, got:\n%s", tt.rule, tt.message, strings.Join(all, "\n"))
 		})
 	}
+}
+
+// Redriven, the poisoned message and what followed it are applied, in their order.
+func TestCheckFollowsARedrive(t *testing.T) {
+	t.Parallel()
+	redriven := func() History {
+		h := sound()
+		h.Dead = nil
+		h.Stream = append(h.Stream,
+			Stored{Seq: 12, ID: "p", Key: "n2", Type: typeObserved, Readers: []string{handlerProvisioning}, Origin: 8},
+			Stored{Seq: 13, ID: "q", Key: "n2", Type: typeObserved, Readers: []string{handlerProvisioning}, Origin: 9},
+			Stored{Seq: 14, ID: "p.1", Key: "n2", Type: typeRequested, Cause: "p", Detail: position(1)},
+			Stored{Seq: 15, ID: "q.1", Key: "n2", Type: typeRequested, Cause: "q", Detail: position(2)})
+		h.Records = append(h.Records, Final{handlerProvisioning, "n2", Record{Trail: []uint64{12, 13}}})
+		h.Committed = append(h.Committed, 12, 13, 14, 15)
+		return h
+	}
+	require.Empty(t, Check(redriven()))
+
+	h := redriven()
+	h.Records[2].Trail = []uint64{12}
+	require.Contains(t, Check(h)[0].String(), "message 9 was neither applied nor is it among the dead letters, although it was redriven")
+
+	h = redriven()
+	h.Stream[11].Origin, h.Stream[12].Origin = 9, 8
+	require.Contains(t, Check(h)[0].String(), "order: provisioning/n2: message 13 (place 8) was applied after 12 (place 9)")
+
+	h = redriven()
+	h.Stream[12].Origin = 8
+	require.Contains(t, Check(h)[0].String(), "once: provisioning/n2: message 13 was applied twice")
 }
 
 // What may happen although the bus keeps its promises.
@@ -169,6 +199,9 @@ func kindsOf(s Schedule) []Fault {
 		case l.Twice:
 			out = append(out, FaultDuplicate)
 		}
+	}
+	if s.Redrive {
+		out = append(out, FaultRedrive)
 	}
 	for _, by := range s.Skew {
 		if by != 0 {

@@ -63,7 +63,7 @@ func (r *runner) unsettled(ctx context.Context) (string, error) {
 		if op := f.next(); op != nil {
 			return fmt.Sprintf("%s/%s: operation %s is open", f.Handler, f.Key, op.ID), nil
 		}
-		if !f.Due.IsZero() && !r.s.poisoned(f.Key) {
+		if !f.Due.IsZero() && (r.redriven || !r.s.poisoned(f.Key)) {
 			return fmt.Sprintf("%s/%s: the deadline %s was not met", f.Handler, f.Key, f.Due.Format(time.RFC3339Nano)), nil
 		}
 	}
@@ -189,6 +189,9 @@ func stored(d bus.Delivery) (Stored, error) {
 		return Stored{}, fmt.Errorf("event type %s is not in the catalogue", d.Event.Type())
 	}
 	s := Stored{Seq: d.Sequence, ID: d.Event.ID(), Key: d.Key.Name, Type: def.Suffix(), Cause: events.Extension(d.Event, events.ExtCausationID), Readers: slices.Clone(def.Readers)}
+	if d.Redrive.Handler != "" {
+		s.Readers, s.Origin = []string{d.Redrive.Handler}, d.Redrive.Origin
+	}
 	var err error
 	switch d.Event.Type() {
 	case events.TypeNodeObserved:
@@ -213,7 +216,7 @@ func stored(d bus.Delivery) (Stored, error) {
 	case events.TypeTimerFired:
 		var p events.TimerFired
 		p, err = events.Decode[events.TimerFired](d.Event)
-		s.Readers = []string{p.Handler}
+		s.Readers = []string{p.Handler} // of a copy, too
 	case events.TypeDeadletterRecorded:
 		var p events.DeadletterRecorded
 		p, err = events.Decode[events.DeadletterRecorded](d.Event)

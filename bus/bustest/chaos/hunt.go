@@ -21,3 +21,11 @@ func Hunt(seed uint64, mutant string, faults ...Injection) Schedule {
 	}
 	return s
 }
+
+// HuntRedrive makes a schedule in which the breaking of a rule of redrives shows.
+func HuntRedrive(seed uint64, mutant string) Schedule {
+	s := Hunt(seed, mutant)
+	s.Load[len(s.Load)/2].Poison = true
+	s.Redrive = true
+	return s
+}

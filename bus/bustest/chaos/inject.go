@@ -13,6 +13,7 @@ import (
 	"github.com/nats-io/nats.go"
 
 	"github.com/k3s-autoscaler/k3s-autoscaler/bus"
+	"github.com/k3s-autoscaler/k3s-autoscaler/events"
 )
 
 // inject injects a fault and heals it.
@@ -253,5 +254,71 @@ func (r *runner) stepDown(ctx context.Context) error {
 	pause(ctx, r.s.Times.AckWait/2)
 	fault.What = WhatHealed
 	r.log.Add(fault)
+	return nil
+}
+
+// redrive asks for the dead letters of the poisoned keys to be redriven, and kills
+// every process that gets to a step of it, once.
+func (r *runner) redrive(ctx context.Context) error {
+	r.redriven = true
+	asked := map[string]bool{}
+	for _, l := range r.s.Load {
+		key := keyName(l.Key)
+		if !l.Poison || asked[key] {
+			continue
+		}
+		asked[key] = true
+		if err := r.armRedrive(); err != nil {
+			return err
+		}
+		e, err := events.New(events.Meta{Cluster: ClusterName, Node: key, Publisher: "api", ID: "redrive-" + key, Time: time.Now()},
+			events.DeadletterRedriveRequested{Handler: handlerProvisioning, Actor: "chaos", Reason: "the cause is removed"})
+		if err != nil {
+			return err
+		}
+		if err := r.persist(ctx, func() error { return r.publishers[0].Publish(ctx, e) }); err != nil {
+			return err
+		}
+	}
+	if r.s.RedriveKill == "" {
+		r.count(FaultRedrive, true)
+		return nil
+	}
+	return r.reviveRedrive(ctx)
+}
+
+func (r *runner) armRedrive() error {
+	if r.s.RedriveKill == "" {
+		return nil
+	}
+	for _, w := range r.workers {
+		if _, err := fmt.Fprintf(w.proc.in, "%s 1\n", r.s.RedriveKill); err != nil {
+			return fmt.Errorf("%s: arm: %w", w.proc.name, err)
+		}
+	}
+	return nil
+}
+
+// reviveRedrive replaces the processes that a redrive killed.
+func (r *runner) reviveRedrive(ctx context.Context) error {
+	hit := false
+	for range 6 {
+		pause(ctx, r.s.Times.AckWait/2)
+		for _, w := range r.workers {
+			if w.proc.running() {
+				continue
+			}
+			hit = true
+			w.mu.Lock()
+			fault := Line{Who: w.proc.name, What: WhatFault, Fault: FaultRedrive, Server: w.server != nil}
+			r.log.Add(fault)
+			err := r.replace(ctx, w, fault)
+			w.mu.Unlock()
+			if err != nil {
+				return err
+			}
+		}
+	}
+	r.count(FaultRedrive, hit)
 	return nil
 }

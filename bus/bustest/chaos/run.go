@@ -56,6 +56,7 @@ type runner struct {
 	fired      map[Fault]int
 	missed     map[Fault]int
 	published  []string
+	redriven   bool
 	violations []Violation
 }
 
@@ -97,6 +98,13 @@ func (r *runner) run(ctx context.Context) (h History, err error) {
 	}
 	if why := r.settle(ctx); why != "" {
 		r.violate(RuleUnended, "after the last fault was healed: %s", why)
+	} else if r.s.Redrive {
+		if err := r.redrive(ctx); err != nil {
+			return h, err
+		}
+		if why := r.settle(ctx); why != "" {
+			r.violate(RuleUnended, "after the dead letters were redriven: %s", why)
+		}
 	}
 	r.stopWorkers()
 	return r.collect(ctx)

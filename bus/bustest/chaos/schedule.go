@@ -27,12 +27,13 @@ const (
 	FaultPoison    Fault = "poison"    // an event that is never handled
 	FaultDuplicate Fault = "duplicate" // an event is published twice, by two publishers
 	FaultSkew      Fault = "skew"      // the clock of a process is wrong
+	FaultRedrive   Fault = "redrive"   // dead letters are redriven, and processes kill themselves half way
 )
 
 // Faults are all kinds.
 func Faults() []Fault {
 	return []Fault{FaultCompete, FaultKill, FaultKillStep, FaultFreeze, FaultStepDown, FaultRestart,
-		FaultPartition, FaultSlow, FaultPoison, FaultDuplicate, FaultSkew}
+		FaultPartition, FaultSlow, FaultPoison, FaultDuplicate, FaultSkew, FaultRedrive}
 }
 
 // Topology is where the servers run.
@@ -59,6 +60,10 @@ type Schedule struct {
 	Skew []time.Duration
 	// Span is how long the load takes.
 	Span time.Duration
+	// Redrive says that what is set aside is redriven at the end; RedriveKill is at
+	// which step of that processes kill themselves, "": at none.
+	Redrive     bool
+	RedriveKill string
 	// Mutant is the rule that the workers break, see Child.
 	Mutant string
 }
@@ -128,6 +133,9 @@ var steps = []string{
 	"provisioning/result/write/before", "provisioning/result/write/after", "provisioning/result/publish/after",
 }
 
+// redriveSteps are where a process may kill itself while it redrives.
+var redriveSteps = []string{"provisioning/redrive/begun", "provisioning/redrive/copied", "provisioning/redrive/deleted", "provisioning/redrive/closed", "provisioning/redrive/unparked"}
+
 // Plan makes the schedule of a seed. One kind of fault is certain, by the seed's
 // remainder; everything else is random.
 func Plan(seed uint64, times bus.Times) Schedule {
@@ -172,8 +180,12 @@ func (s *Schedule) addLoad(r *rand.Rand, certain Fault) {
 	if certain == FaultDuplicate {
 		some().Twice = true
 	}
-	if certain == FaultPoison || r.IntN(5) == 0 {
+	if certain == FaultPoison || certain == FaultRedrive || r.IntN(5) == 0 {
 		some().Poison = true
+		if certain == FaultRedrive || r.IntN(2) == 0 {
+			s.Redrive = true
+			s.RedriveKill = redriveSteps[r.IntN(len(redriveSteps))]
+		}
 	}
 }
 

@@ -25,7 +25,7 @@ type Result struct {
 // that nothing disturbed proves nothing.
 func (r Result) Counts() bool {
 	for f, n := range r.Fired {
-		if n > 0 && f != FaultCompete && f != FaultSkew && f != FaultDuplicate {
+		if n > 0 && f != FaultCompete && f != FaultSkew && f != FaultDuplicate && f != FaultPoison {
 			return true
 		}
 	}

@@ -241,8 +241,8 @@ func (w *worker) provision(ctx context.Context, d bus.Delivery) (err error) {
 		if in, err = instructionsOf(p); err != nil {
 			return bus.Terminal(err)
 		}
-		if in.poison {
-			return errPoison
+		if in.poison && d.Redrive.Handler == "" {
+			return errPoison // whoever redrives it has removed the cause
 		}
 		// It does not look at its context: a handler that is busy does not, either.
 		time.Sleep(in.hold)
