@@ -3,6 +3,7 @@
 package chaos
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -16,20 +17,17 @@ import (
 	"github.com/k3s-autoscaler/k3s-autoscaler/events"
 )
 
-// settle waits until everything is handled; it returns what is not.
+// settle waits until everything is handled; it returns what is not. It gives up
+// when nothing was done for longer than a lease, its take-over, the backoff after
+// it and two sweeps take: on a busy machine everything may take long.
 func (r *runner) settle(ctx context.Context) string {
-	// A lease, its take-over, the backoff after it, and a sweep, with room for a
-	// busy machine.
-	limit := 45*time.Second + 10*leaseTTL(r.s.Times)/3 + 3*r.s.Times.Sweep
-	ctx, cancel := context.WithTimeout(ctx, limit)
+	ctx, cancel := context.WithTimeout(ctx, 10*time.Minute)
 	defer cancel()
-	why := ""
-	for quiet := 0; ; {
+	patience := 20*time.Second + 2*leaseTTL(r.s.Times) + r.s.Times.BackoffMax + 2*r.s.Times.Sweep
+	why, quiet, before, since := "", 0, 0, time.Now()
+	for {
 		open, err := r.unsettled(ctx)
-		switch {
-		case ctx.Err() != nil && why != "":
-			return why // what was said before is worth more
-		case err != nil:
+		if err != nil {
 			open = err.Error()
 		}
 		if why = open; why != "" {
@@ -37,10 +35,28 @@ func (r *runner) settle(ctx context.Context) string {
 		} else if quiet++; quiet == 2 {
 			return ""
 		}
-		if pause(ctx, 100*time.Millisecond); ctx.Err() != nil {
-			return why
+		if n := r.progress(); n != before {
+			before, since = n, time.Now()
+		}
+		if pause(ctx, 100*time.Millisecond); ctx.Err() != nil || time.Since(since) > patience {
+			return cmp.Or(why, "it changes again and again")
 		}
 	}
+}
+
+// progress is how much was brought to an end.
+func (r *runner) progress() (n int) {
+	lines, err := r.tail.Lines()
+	if err != nil {
+		return 0
+	}
+	for _, l := range lines {
+		switch l.What {
+		case WhatDone, WhatLate, WhatEffect, WhatCommit:
+			n++
+		}
+	}
+	return n
 }
 
 // unsettled says what is not at its end, "" when everything is.
