@@ -3,9 +3,7 @@
 package chaos
 
 import (
-	"bufio"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -13,14 +11,12 @@ import (
 	"os/signal"
 	"path/filepath"
 	"strconv"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"syscall"
 	"time"
 
 	"github.com/nats-io/nats.go"
-	"k8s.io/utils/clock"
 
 	"github.com/k3s-autoscaler/k3s-autoscaler/bus"
 	"github.com/k3s-autoscaler/k3s-autoscaler/bus/embedded"
@@ -344,191 +340,4 @@ func (w *worker) result(ctx context.Context, l *bus.Lease[Record], op string) er
 		}
 		return t.Emit(events.NodeReady{Node: t.Key.Name, ClaimID: op, At: t.Now})
 	})
-}
-
-// killer ends this process between two lines of the bus.
-type killer struct {
-	log *Log
-
-	mu   sync.Mutex
-	at   string
-	left int
-}
-
-// listen takes orders "step count", and ends the process with its parent.
-func (k *killer) listen(in *os.File) {
-	for s := bufio.NewScanner(in); s.Scan(); {
-		step, n, _ := strings.Cut(s.Text(), " ")
-		k.mu.Lock()
-		k.at = step
-		k.left, _ = strconv.Atoi(n)
-		k.mu.Unlock()
-	}
-	os.Exit(3)
-}
-
-func (k *killer) step(name string) {
-	k.mu.Lock()
-	defer k.mu.Unlock()
-	if name != k.at {
-		return
-	}
-	if k.left--; k.left > 0 {
-		return
-	}
-	k.log.Add(Line{What: WhatStep, Note: name})
-	_ = syscall.Kill(os.Getpid(), syscall.SIGKILL)
-	select {}
-}
-
-// pauses notices that this process did not run for a while.
-type pauses struct {
-	limit time.Duration
-	seen  atomic.Int64 // when it was last seen running
-	last  atomic.Int64 // when the last pause ended
-}
-
-func watchPauses(log *Log, ackWait time.Duration, server bool) *pauses {
-	p := &pauses{limit: ackWait / 4}
-	p.seen.Store(time.Now().UnixMicro())
-	go func() {
-		for range time.Tick(p.limit / 10) {
-			if gap := p.note(); gap > 0 {
-				log.Add(Line{What: WhatStall, Micros: gap.Microseconds(), Server: server})
-			}
-		}
-	}()
-	return p
-}
-
-func (p *pauses) note() time.Duration {
-	now := time.Now().UnixMicro()
-	gap := time.Duration(now-p.seen.Swap(now)) * time.Microsecond
-	if gap < p.limit {
-		return 0
-	}
-	p.last.Store(now)
-	return gap
-}
-
-// since reports whether there was a pause after t.
-func (p *pauses) since(t time.Time) bool {
-	p.note()
-	return p.last.Load() >= t.UnixMicro()
-}
-
-// skewed is a clock that is wrong.
-type skewed struct {
-	clock.RealClock
-	by time.Duration
-}
-
-func (s skewed) Now() time.Time                  { return time.Now().Add(s.by) }
-func (s skewed) Since(t time.Time) time.Duration { return s.Now().Sub(t) }
-
-// reader commits batches as an audit store does: in one transaction, if they
-// follow what is committed; what is committed already is skipped.
-type reader struct{ w *worker }
-
-func (*reader) Name() string { return events.HandlerAuditing }
-
-func (r *reader) HandleBatch(ctx context.Context, ds []bus.Delivery) error {
-	first, last := ds[0].Sequence, ds[len(ds)-1].Sequence
-	line := Line{What: WhatBatch, Handler: events.HandlerAuditing, Seq: first, Note: "to " + strconv.FormatUint(last, 10)}
-	r.w.log.Add(line)
-	time.Sleep(2 * time.Millisecond) // a disk
-	n, err := commitBatch(storePath(r.w.spec.Dir), ds)
-	line.What = WhatCommit
-	if err != nil {
-		line.What, line.Note = WhatGap, err.Error()
-	} else {
-		line.Note += ", new " + strconv.Itoa(n)
-	}
-	r.w.log.Add(line)
-	return err
-}
-
-// commitBatch appends the sequences of ds that are not in the store yet.
-func commitBatch(path string, ds []bus.Delivery) (n int, err error) {
-	f, err := os.OpenFile(path, os.O_RDWR|os.O_APPEND|os.O_CREATE, 0o600)
-	if err != nil {
-		return 0, err
-	}
-	defer f.Close()
-	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX); err != nil {
-		return 0, err
-	}
-	last, err := lastBatch(f)
-	if err != nil {
-		return 0, err
-	}
-	var out []byte
-	for _, d := range ds {
-		switch {
-		case d.Sequence <= last:
-			continue
-		case d.Sequence != last+1:
-			return 0, fmt.Errorf("the store ends with %d, the batch goes on with %d", last, d.Sequence)
-		}
-		last = d.Sequence
-		n++
-		out = append(strconv.AppendUint(out, d.Sequence, 10), '\n')
-	}
-	_, err = f.Write(out)
-	return n, err
-}
-
-// lastBatch is the last number in a file of numbers.
-func lastBatch(f *os.File) (uint64, error) {
-	info, err := f.Stat()
-	if err != nil || info.Size() == 0 {
-		return 0, err
-	}
-	off := max(info.Size()-32, 0)
-	raw := make([]byte, info.Size()-off)
-	if _, err := f.ReadAt(raw, off); err != nil {
-		return 0, err
-	}
-	fields := strings.Fields(string(raw))
-	return strconv.ParseUint(fields[len(fields)-1], 10, 64)
-}
-
-// Child runs this process as a server or a worker and returns true, if it was
-// started as one. mutants break a rule of the bus in a worker, by name.
-func Child(mutants map[string]func()) bool {
-	raw := os.Getenv(childEnv)
-	if raw == "" {
-		return false
-	}
-	if err := runChild(raw, mutants); err != nil {
-		fmt.Fprintln(os.Stderr, "chaos child:", err)
-		os.Exit(1)
-	}
-	return true
-}
-
-const childEnv = "BUS_CHAOS_CHILD"
-
-// childSpec says what a child is; one of both.
-type childSpec struct {
-	Server *serverSpec `json:"server,omitempty"`
-	Worker *workerSpec `json:"worker,omitempty"`
-}
-
-func runChild(raw string, mutants map[string]func()) error {
-	var spec childSpec
-	if err := json.Unmarshal([]byte(raw), &spec); err != nil {
-		return err
-	}
-	if spec.Server != nil {
-		return runServer(*spec.Server)
-	}
-	if m := spec.Worker.Mutant; m != "" {
-		breakRule, ok := mutants[m]
-		if !ok {
-			return fmt.Errorf("mutant %q is unknown", m)
-		}
-		breakRule()
-	}
-	return runWorker(*spec.Worker)
 }
