@@ -48,6 +48,8 @@ type Log interface {
 // DeadLetters are the events that were set aside.
 type DeadLetters interface {
 	DeadLetters(ctx context.Context) ([]bus.DeadLetter, error)
+	// Parked returns the keys on which a handler does not act because of them.
+	Parked(ctx context.Context, handler string) ([]bus.ParkedKey, error)
 }
 
 // Audit is the audit store, for reading.
@@ -220,6 +222,7 @@ func (s *Server) routes() {
 	s.mux.HandleFunc("GET /v1/stream", s.stream)
 	s.mux.HandleFunc("/", s.notFound)
 	s.queries()
+	s.deadLetters()
 	s.describe()
 }
 

@@ -106,7 +106,7 @@ func (s *Server) explainPool(ctx context.Context, x *Explanation, name string) (
 }
 
 func (s *Server) explainNode(ctx context.Context, x *Explanation, name string) (bool, error) {
-	nodes, err := s.o.World.Nodes(ctx)
+	nodes, err := s.nodes(ctx)
 	if err != nil {
 		return false, err
 	}
@@ -143,6 +143,9 @@ func nodeSummary(x *Explanation, name string) string {
 		text := fmt.Sprintf("Node %s of pool %s is %s since %s.", name, x.Node.Pool, x.Node.Phase, x.Node.Since.UTC().Format("15:04:05"))
 		if x.Node.Failure != nil {
 			text += " It failed: " + x.Node.Failure.Reason.Message + "."
+		}
+		for _, p := range x.Node.Parked {
+			text += " " + p.sentence()
 		}
 		return text
 	}
@@ -190,7 +193,7 @@ func (s *Server) explainEvent(ctx context.Context, x *Explanation, id string) (b
 		return true, s.explainDecision(ctx, x, d)
 	}
 	x.Kind, x.Cluster = KindEvent, r.Cluster
-	if slices.Contains(accepted, r.Type) && r.Type != events.TypeSignalReceived {
+	if (slices.Contains(accepted, r.Type) || r.Type == events.TypeDeadletterRedriveRequested || r.Type == events.TypeDeadletterDropRequested) && r.Type != events.TypeSignalReceived {
 		x.Kind = KindRequest
 	}
 	x.Timeline = []AuditRecord{auditRecord(r, true)}

@@ -144,6 +144,9 @@ func (s *Server) completeOne(caller string, e *events.Event, at string) []*huma.
 	if events.Extension(*e, events.ExtDryRun) != "" {
 		errs = append(errs, refusal(at+events.ExtDryRun, "dryrun is set by decision alone", nil))
 	}
+	if _, has := e.Extensions()[events.ExtRedrive]; has {
+		errs = append(errs, refusal(at+events.ExtRedrive, "redrive is set by the bus alone", nil))
+	}
 	now := s.o.Clock.Now().UTC()
 	if e.Time().IsZero() {
 		e.SetTime(now)
@@ -183,14 +186,10 @@ func completeData(caller string, e *events.Event, at string, now time.Time) (poo
 	if e.Type() == events.TypeSignalReceived {
 		return "", setData(e, data, at)
 	}
-	actor, pool := text(data["actor"]), text(data["pool"])
-	switch {
-	case strings.ContainsAny(actor, "@\n\r"):
-		errs = append(errs, refusal(at+"data.actor", "actor must not hold '@' or line breaks", actor))
-	case actor == "" || actor == caller:
-		actor = caller
-	default:
-		actor += "@" + caller
+	pool = text(data["pool"])
+	actor, problem := actorOf(text(data["actor"]), caller)
+	if problem != "" {
+		errs = append(errs, refusal(at+"data.actor", problem, actor))
 	}
 	data["actor"], _ = json.Marshal(actor) // a string is always JSON
 	for _, field := range []string{"expires_at", "until"} {
@@ -200,6 +199,18 @@ func completeData(caller string, e *events.Event, at string, now time.Time) (poo
 		}
 	}
 	return pool, append(errs, setData(e, data, at)...)
+}
+
+// actorOf is whom an action belongs to: the name of the token, behind the name
+// that its bearer gives, if any.
+func actorOf(claimed, caller string) (actor, problem string) {
+	switch {
+	case strings.ContainsAny(claimed, "@\n\r"):
+		return claimed, "actor must not hold '@' or line breaks"
+	case claimed == "" || claimed == caller:
+		return caller, ""
+	}
+	return claimed + "@" + caller, ""
 }
 
 func setData(e *events.Event, data map[string]json.RawMessage, at string) []*huma.ErrorDetail {

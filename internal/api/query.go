@@ -131,7 +131,7 @@ func (s *Server) queries() {
 	}
 	huma.Register(s.huma, op("list-clusters", "/v1/clusters", "The clusters and how fresh their data is"),
 		func(ctx context.Context, in *ClusterFilter) (*body[Page[Cluster]], error) {
-			all, err := s.o.World.Clusters(ctx)
+			all, err := s.clusters(ctx)
 			return listed(ctx, s, "clusters", all, err, func(c Cluster) bool { return in.Cluster == "" || in.Cluster == c.Name })
 		})
 	huma.Register(s.huma, op("list-pools", "/v1/pools", "The pools: size, limits, pauses, backoff, last decision"),
@@ -150,7 +150,7 @@ func (s *Server) queries() {
 			Pool string `query:"pool" maxLength:"63"`
 			Ours bool   `query:"ours" doc:"Only nodes of a pool"`
 		}) (*body[Page[Node]], error) {
-			all, err := s.o.World.Nodes(ctx)
+			all, err := s.nodes(ctx)
 			return listed(ctx, s, "nodes", all, err, func(n Node) bool {
 				return (in.Cluster == "" || in.Cluster == n.Cluster) && (in.Pool == "" || in.Pool == n.Pool) && (!in.Ours || n.Pool != "")
 			})
@@ -168,7 +168,6 @@ func (s *Server) queries() {
 			}
 			return &body[AuditRecord]{auditRecord(r, true)}, nil
 		})
-	huma.Register(s.huma, op("list-deadletters", "/v1/deadletters", "Events that could not be handled"), s.listDeadLetters)
 	huma.Register(s.huma, op("explain", "/v1/explain", "Why something is as it is"), s.explain)
 }
 
@@ -274,29 +273,4 @@ func decisionRecord(r audit.Record) (DecisionRecord, bool) {
 	}
 	d.DryRun = events.IsDryRun(e)
 	return d, true
-}
-
-func (s *Server) listDeadLetters(ctx context.Context, in *struct {
-	ClusterFilter
-	Handler string `query:"handler" enum:"decision,provisioning,draining,auditing"`
-}) (*body[Page[DeadLetter]], error) {
-	ds, err := s.o.DeadLetters.DeadLetters(ctx)
-	if err != nil {
-		return nil, s.queryError(ctx, "the dead letters", err)
-	}
-	out := &body[Page[DeadLetter]]{Page[DeadLetter]{Items: []DeadLetter{}}}
-	for _, d := range ds {
-		x := DeadLetter{ID: d.ID, Handler: d.Handler, Reason: d.Reason, Attempts: d.Attempts, Stack: d.Stack, At: d.At, Sequence: d.Sequence, Parked: d.Parked, Type: d.Event.Type()}
-		if cluster, key, err := events.PartitionKey(d.Event); err == nil {
-			x.Cluster, x.Key = cluster, key
-		}
-		if b, err := d.Event.MarshalJSON(); err == nil {
-			x.Event = b
-		}
-		if (in.Cluster == "" || in.Cluster == x.Cluster) && (in.Handler == "" || in.Handler == x.Handler) {
-			out.Body.Items = append(out.Body.Items, x)
-		}
-	}
-	slices.SortStableFunc(out.Body.Items, func(a, b DeadLetter) int { return b.At.Compare(a.At) })
-	return out, nil
 }

@@ -203,7 +203,7 @@ func TestOneAuditRecordAndDeadLettersAreShownWhole(t *testing.T) {
 	r := get[AuditRecord](t, b, "/v1/audit/req-1")
 	require.Equal(t, "ada@k", r.Actor)
 	require.Contains(t, string(r.Event), `"too many"`)
-	b.dead = []bus.DeadLetter{{ID: "old", Handler: "decision", Reason: "x", At: t0, Event: b.log[0].Event}, {ID: "new", Handler: "draining", Reason: "y", At: t0.Add(1)}}
+	b.dead = []bus.DeadLetter{{ID: "old", Handler: "decision", Reason: "x", At: t0, Key: b.log[0].Key, Event: b.log[0].Event}, {ID: "new", Handler: "draining", Reason: "y", At: t0.Add(1)}}
 	p := get[Page[DeadLetter]](t, b, "/v1/deadletters")
 	require.Equal(t, "new", p.Items[0].ID)
 	require.Equal(t, "_cluster", p.Items[1].Key)

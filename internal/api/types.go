@@ -23,6 +23,7 @@ type Cluster struct {
 	Policy        string    `json:"policy,omitempty" doc:"Digest of the policy in force"`
 	PolicyAt      time.Time `json:"policy_at,omitzero"`
 	Problem       string    `json:"problem,omitempty" doc:"Why the state is not known"`
+	Parked        []Parked  `json:"parked,omitempty" doc:"Nodes that a handler does not act on"`
 }
 
 // Pool is the state of one node pool.
@@ -85,6 +86,7 @@ type Node struct {
 	CorrelationID string              `json:"correlation_id,omitempty"`
 	Failure       *events.Failure     `json:"failure,omitempty"`
 	Drain         *events.DrainRecord `json:"drain,omitempty"`
+	Parked        []Parked            `json:"parked,omitempty" doc:"Handlers that do not act on it"`
 }
 
 // Pod is what the snapshot knows of one pod.
@@ -136,22 +138,6 @@ type DecisionRecord struct {
 	CorrelationID string    `json:"correlation_id,omitempty"`
 	DryRun        bool      `json:"dry_run,omitempty"`
 	StreamTime    time.Time `json:"stream_time"`
-}
-
-// DeadLetter is an event that could not be handled.
-type DeadLetter struct {
-	ID       string          `json:"id"`
-	Handler  string          `json:"handler"`
-	Reason   string          `json:"reason"`
-	Attempts int             `json:"attempts"`
-	Stack    string          `json:"stack,omitempty"`
-	At       time.Time       `json:"at"`
-	Sequence uint64          `json:"sequence"`
-	Parked   bool            `json:"parked" doc:"Later events of the same node follow it until it is redriven or dropped"`
-	Type     string          `json:"type,omitempty"`
-	Cluster  string          `json:"cluster,omitempty"`
-	Key      string          `json:"key,omitempty"`
-	Event    json.RawMessage `json:"event,omitempty" doc:"CloudEvent in JSON"`
 }
 
 // Page is one page of a listing. Next, given as cursor, is the following one;

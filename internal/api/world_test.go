@@ -36,6 +36,7 @@ type memory struct {
 	log     []bus.Delivery
 	fail    error // of the next calls
 	dead    []bus.DeadLetter
+	parked  map[string][]bus.ParkedKey
 
 	clusters []Cluster
 	pools    []Pool
@@ -111,6 +112,9 @@ func (m *memory) Read(ctx context.Context, o bus.ReadOptions) iter.Seq2[bus.Deli
 }
 
 func (m *memory) DeadLetters(context.Context) ([]bus.DeadLetter, error) { return m.dead, m.fail }
+func (m *memory) Parked(_ context.Context, handler string) ([]bus.ParkedKey, error) {
+	return m.parked[handler], m.fail
+}
 
 func record(d bus.Delivery) audit.Record {
 	b, _ := d.Event.MarshalJSON()

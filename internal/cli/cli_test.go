@@ -46,6 +46,7 @@ type testBundle struct {
 	answers map[string]any // path → answer to GET
 	asked   []string       // paths with their queries
 	posted  []events.Event
+	letters []api.LetterRequest
 	stream  []api.Entry // sent after the first post
 	refuse  int         // status of the next post
 }
@@ -80,6 +81,13 @@ func (b *testBundle) serve(w http.ResponseWriter, r *http.Request) {
 	if r.Method == http.MethodPost {
 		if b.refuse != 0 {
 			problem(b.refuse, `{"status":422,"title":"Unprocessable Entity","detail":"The event was understood and is refused.","errors":[{"location":"body.data.pool","message":"there is no pool \"x\""}]}`)
+			return
+		}
+		if strings.HasPrefix(r.URL.Path, "/v1/deadletters/") {
+			var in api.LetterRequest
+			json.NewDecoder(r.Body).Decode(&in)
+			b.letters = append(b.letters, in)
+			json.NewEncoder(w).Encode(b.answers[r.URL.Path])
 			return
 		}
 		var e events.Event

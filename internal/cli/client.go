@@ -231,6 +231,22 @@ func (c *client) post(ctx context.Context, event []byte, v any) error {
 	return c.decode(r, v)
 }
 
+// postJSON sends v's request and decodes the answer.
+func (c *client) postJSON(ctx context.Context, path string, in, v any) error {
+	body, err := json.Marshal(in)
+	if err != nil {
+		return fmt.Errorf("encode the request: %w", err)
+	}
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	r, err := c.request(ctx, http.MethodPost, path, nil, bytes.NewReader(body))
+	if err != nil {
+		return err
+	}
+	r.Header.Set("Content-Type", "application/json")
+	return c.decode(r, v)
+}
+
 func (c *client) decode(r *http.Request, v any) error {
 	res, err := c.send(r)
 	if err != nil {

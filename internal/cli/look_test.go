@@ -198,12 +198,50 @@ func TestDeadLetters(t *testing.T) {
 			Stack: "a.go:1\nb.go:2", Event: json.RawMessage(`{"data":{"node":"n1"}}`)},
 		{ID: "dl2", Handler: "decision", Reason: "x", Attempts: 1, At: t0, Type: events.TypeAlertReceived, Cluster: "home", Key: "_cluster"},
 	}}
-	golden(t, "dlq", b.ok(t, "dlq", "list", "--handler", "draining"))
+	golden(t, "dlq", b.ok(t, "dlq", "list", "--handler", "draining", "--type", "node.*", "--older-than", "1h"))
+	require.Equal(t, "/v1/deadletters?handler=draining&older_than=1h&type=node.%2A", b.asked[0])
+	items := b.answers["/v1/deadletters"].(api.Page[api.DeadLetter]).Items
+	b.answers["/v1/deadletters/dl1"], b.answers["/v1/deadletters/dl2"] = items[0], items[1]
 	golden(t, "dlq-show", b.ok(t, "dlq", "show", "dl1"))
 	require.Contains(t, b.ok(t, "dlq", "show", "dl2", "-o", "yaml"), "handler: decision")
+	b.answers["/v1/deadletters/dl3"] = api.DeadLetter{ID: "dl3", Handler: "draining", Reason: "message 7 is no event", At: t0, Sequence: 9, Origin: 7, Cluster: "home", Key: "n1",
+		DropOnly: "it is no event: header ce-specversion: is missing", Raw: "garbage"}
+	golden(t, "dlq-show-garbage", b.ok(t, "dlq", "show", "dl3"))
 	require.Equal(t, ExitFailure, b.run("dlq", "show", "none"))
 	b.answers["/v1/deadletters"] = api.Page[api.DeadLetter]{}
 	require.Equal(t, "no dead letters\n", b.ok(t, "dlq", "list"))
+}
+
+func TestDeadLettersAreRedrivenAndDropped(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	b.answers["/v1/deadletters/redrive"] = api.LetterPlan{Action: "redrive", Steps: []api.LetterStep{
+		{Handler: "draining", Cluster: "home", Key: "n1", DeadLetters: []string{"a", "b"}, RequestID: "r1",
+			Effect: "draining handles 2 events of node n1 again, in order (1 more than were named: the events of a node keep their order); then it acts on the node again"},
+		{Handler: "decision", Cluster: "home", Key: "_cluster", DeadLetters: []string{"c"}, Problem: "dead letter c can only be dropped: it is no event"}}}
+	golden(t, "dlq-redrive", b.ok(t, "dlq", "redrive", "a", "c", "--reason", "token renewed"))
+	require.Equal(t, []string{"a", "c"}, b.letters[0].IDs)
+	require.Equal(t, "token renewed", b.letters[0].Reason)
+	require.Equal(t, "ada", b.letters[0].Actor)
+	require.NotEmpty(t, b.letters[0].Key)
+	b.answers["/v1/deadletters/drop"] = api.LetterPlan{Action: "drop", DryRun: true, Steps: []api.LetterStep{
+		{Handler: "draining", Cluster: "home", Key: "n1", DeadLetters: []string{"a"}, Effect: "draining never handles 1 event of node n1; then it acts on the node again"}}}
+	golden(t, "dlq-drop", b.ok(t, "dlq", "drop", "--node", "n1", "--dry-run"))
+	require.True(t, b.letters[1].DryRun)
+	require.Equal(t, "n1", b.letters[1].Node)
+	require.Contains(t, b.ok(t, "dlq", "drop", "--all", "--yes", "-o", "json"), `"dead_letters"`)
+	require.True(t, b.letters[2].All)
+	for want, args := range map[string][]string{
+		"nothing is selected":          {"dlq", "redrive"},
+		"repeat it with --yes":         {"dlq", "drop", "--node", "n1"},
+		"leave out ids and filters":    {"dlq", "redrive", "a", "--all"},
+		"expected table, json or yaml": {"dlq", "drop", "a", "-o", "xml"},
+		"unknown flag: --yes":          {"dlq", "redrive", "a", "--yes"},
+	} {
+		require.Equal(t, ExitUsage, b.run(args...), want)
+		require.Contains(t, b.stderr.String(), want)
+	}
+	require.Len(t, b.letters, 3, "what is wrong is not sent")
 }
 
 func TestSpansAreShort(t *testing.T) {

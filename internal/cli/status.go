@@ -128,6 +128,14 @@ func (a *app) clusterLines(c api.Cluster) []string {
 		}
 		lines = append(lines, text)
 	}
+	for _, p := range c.Parked {
+		if p.Redriving {
+			lines = append(lines, fmt.Sprintf("  PARKED: node %s: its dead letters are being redriven for %s", p.Node, p.Handler))
+			continue
+		}
+		reason, _, _ := strings.Cut(p.Reason, "\n")
+		lines = append(lines, fmt.Sprintf("  PARKED: node %s: %s does not act on it since %s: %s; see 'k3s-autoscaler dlq list --node %s', then redrive or drop", p.Node, p.Handler, a.ago(p.Since), reason, p.Node))
+	}
 	if !c.GraceUntil.IsZero() {
 		lines = append(lines, "  just started: nothing is scaled down "+a.until(c.GraceUntil))
 	}
@@ -237,6 +245,13 @@ func (a *app) nodeNote(n api.Node) string {
 	}
 	if n.Failure != nil {
 		parts = append(parts, n.Failure.Reason.Message)
+	}
+	for _, p := range n.Parked {
+		text := "parked by " + p.Handler + ": see dlq list --node " + n.Name
+		if p.Redriving {
+			text = "redriven for " + p.Handler
+		}
+		parts = append(parts, text)
 	}
 	if len(parts) == 0 && !n.Deadline.IsZero() {
 		parts = append(parts, "must be ready "+a.until(n.Deadline))
