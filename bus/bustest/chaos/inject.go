@@ -99,6 +99,14 @@ func (r *runner) replace(ctx context.Context, w *workerSlot, fault Line) error {
 	if err := r.startWorker(w); err != nil {
 		return err
 	}
+	err := r.awaitReady(ctx, w)
+	fault.What = WhatHealed
+	r.log.Add(fault)
+	return err
+}
+
+// awaitReady waits until the process of w works.
+func (r *runner) awaitReady(ctx context.Context, w *workerSlot) error {
 	name := w.proc.name
 	var ended error
 	err := r.await(ctx, time.Minute+20*r.s.Times.AckWait, name+" is ready", func(lines []Line) bool {
@@ -113,8 +121,6 @@ func (r *runner) replace(ctx context.Context, w *workerSlot, fault Line) error {
 		}
 		return false
 	})
-	fault.What = WhatHealed
-	r.log.Add(fault)
 	return errors.Join(err, ended)
 }
 
@@ -299,26 +305,50 @@ func (r *runner) armRedrive() error {
 	return nil
 }
 
-// reviveRedrive replaces the processes that a redrive killed.
+// reviveRedrive replaces the processes that a redrive killed, until it killed none
+// for a while. None is waited for before all are started: the server may have died
+// with one of them.
 func (r *runner) reviveRedrive(ctx context.Context) error {
-	hit := false
-	for range 6 {
-		pause(ctx, r.s.Times.AckWait/2)
+	var dead []Line
+	revive := func() error {
 		for _, w := range r.workers {
 			if w.proc.running() {
 				continue
 			}
-			hit = true
-			w.mu.Lock()
 			fault := Line{Who: w.proc.name, What: WhatFault, Fault: FaultRedrive, Server: w.server != nil}
 			r.log.Add(fault)
-			err := r.replace(ctx, w, fault)
-			w.mu.Unlock()
-			if err != nil {
+			dead = append(dead, fault)
+			if err := r.startWorker(w); err != nil {
 				return err
 			}
 		}
+		return nil
 	}
-	r.count(FaultRedrive, hit)
-	return nil
+	// The next process gets the message after AckWait.
+	for quiet, n := 0, 0; quiet < 12 && ctx.Err() == nil; quiet++ {
+		pause(ctx, r.s.Times.AckWait/4)
+		if err := revive(); err != nil {
+			return err
+		}
+		if len(dead) > n {
+			n, quiet = len(dead), 0
+		}
+	}
+	for _, w := range r.workers {
+		_, _ = fmt.Fprintln(w.proc.in, "disarmed 0") // it may have died just now
+	}
+	pause(ctx, r.s.Times.AckWait/4)
+	if err := revive(); err != nil {
+		return err
+	}
+	var errs []error
+	for _, w := range r.workers {
+		errs = append(errs, r.awaitReady(ctx, w))
+	}
+	for _, fault := range dead {
+		fault.What = WhatHealed
+		r.log.Add(fault)
+	}
+	r.count(FaultRedrive, len(dead) > 0)
+	return errors.Join(errs...)
 }
