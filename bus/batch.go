@@ -164,10 +164,14 @@ func (r *batchRunner) receive(ctx context.Context, it jetstream.MessagesContext)
 		}
 		d, decodeErr := r.b.delivery(m.Subject(), m.Headers(), m.Data(), seq, meta.Timestamp)
 		d.Attempt = int(meta.NumDelivered)
-		if decodeErr != nil {
-			if d, err = r.undecodable(ctx, m, d, decodeErr); err != nil {
+		var undecodable *UndecodableError
+		switch {
+		case errors.As(decodeErr, &undecodable):
+			if d, err = r.undecodable(ctx, m, d, undecodable); err != nil {
 				return err
 			}
+		case decodeErr != nil:
+			return decodeErr
 		}
 		r.held[seq] = parcel{m, d}
 	}
@@ -382,19 +386,21 @@ func (r *batchRunner) proveAll(ctx context.Context) bool {
 }
 
 // undecodable sets a message aside and returns the event that says so in its
-// place.
-func (r *batchRunner) undecodable(ctx context.Context, m jetstream.Msg, d Delivery, why error) (Delivery, error) {
-	if d.Key == (Key{}) {
-		d.Key = Key{Cluster: UnknownCluster, Name: events.ClusterKey}
-	}
-	dl, err := r.b.bury(ctx, burial{consumer: r.h.Name(), handler: r.h.Name(), delivery: d, msg: m, why: failure{err: why, attempts: d.Attempt}})
+// place; the same event, with the same id, is on its way to the record.
+func (r *batchRunner) undecodable(ctx context.Context, m jetstream.Msg, d Delivery, why *UndecodableError) (Delivery, error) {
+	d, err := Undecoded(r.h.Name(), d, why)
 	if err != nil {
 		return d, err
 	}
-	// The same event, with the same id, is on its way to the record.
-	if d.Event, err = deadEvent(dl, d.Key); err != nil {
-		return d, fmt.Errorf("record undecodable message %d: %w", d.Sequence, err)
+	letter := undecodedLetter(r.h.Name(), d, why)
+	letter.Subject, letter.Header, letter.Data = m.Subject(), m.Headers(), m.Data()
+	if err := r.b.publishDead(ctx, letter, d.Key); err != nil {
+		return d, err
 	}
+	if err := r.b.Publish(ctx, d.Event); err != nil {
+		return d, fmt.Errorf("record dead letter %s: %w", letter.ID, err)
+	}
+	r.b.buried(ctx, letter, d.Key)
 	return d, nil
 }
 

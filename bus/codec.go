@@ -118,6 +118,7 @@ func DecodeEvent(h nats.Header, data []byte) (events.Event, error) {
 	var (
 		ec          cloudevents.EventContextV1
 		seen        = make([]string, 0, len(h)) // attributes, in lower case
+		twice       []string
 		errs        []error
 		contentType string
 		encoding    string
@@ -134,13 +135,17 @@ func DecodeEvent(h nats.Header, data []byte) (events.Event, error) {
 		case strings.HasPrefix(lower, headerPrefix):
 			attr := lower[len(headerPrefix):]
 			if len(vs) > 1 || slices.Contains(seen, attr) {
-				return events.Event{}, fmt.Errorf("header %s: has more than one value", name)
+				twice = append(twice, lower)
+				continue
 			}
 			seen = append(seen, attr)
 			if err := setAttribute(&ec, attr, decodeValue(vs[0])); err != nil {
 				errs = append(errs, fmt.Errorf("header %s: %w", lower, err))
 			}
 		}
+	}
+	if len(twice) > 0 {
+		return events.Event{}, fmt.Errorf("header %s: has more than one value", slices.Min(twice))
 	}
 	data, err := decompress(encoding, data)
 	if err != nil {
@@ -176,7 +181,7 @@ func decodeStructured(data []byte) (events.Event, error) {
 	if err := json.Unmarshal(data, &e); err != nil {
 		return events.Event{}, fmt.Errorf("structured event: %w", err)
 	}
-	if err := e.Validate(); err != nil {
+	if err := validate(e); err != nil {
 		return events.Event{}, fmt.Errorf("structured event: %w", err)
 	}
 	return e, nil
@@ -188,13 +193,13 @@ func finish(ec *cloudevents.EventContextV1, contentType string, data []byte, err
 		errs = append(errs, ec.SetDataContentType(contentType))
 	}
 	if err := errors.Join(errs...); err != nil {
-		return events.Event{}, err
+		return events.Event{}, joinSorted(errs)
 	}
 	e := events.Event{Context: ec}
 	if len(data) > 0 {
 		e.DataEncoded = data
 	}
-	if err := e.Validate(); err != nil {
+	if err := validate(e); err != nil {
 		return events.Event{}, err
 	}
 	return e, nil

@@ -185,7 +185,7 @@ func (b *Bus) bury(ctx context.Context, u burial) (DeadLetter, error) {
 	}
 	d := u.delivery
 	dl := DeadLetter{
-		ID:       events.ID("deadletter", u.consumer, d.Incarnation, strconv.FormatUint(d.Sequence, 10)),
+		ID:       deadLetterID(u.consumer, d),
 		Handler:  u.handler,
 		Reason:   u.why.reason(),
 		Attempts: u.why.attempts,
@@ -215,10 +215,15 @@ func (b *Bus) bury(ctx context.Context, u burial) (DeadLetter, error) {
 	if err := b.recordDead(ctx, dl, d.Key); err != nil {
 		return dl, err
 	}
-	b.metrics.deadLetters.WithLabelValues(u.handler).Inc()
-	b.opts.Logger.ErrorContext(ctx, "event set aside as a dead letter", "handler", u.handler, "dead_letter", dl.ID,
-		"event_type", typeOf(d.Event), "key", d.Key.String(), "sequence", d.Sequence, "attempts", dl.Attempts, "key_parked", u.park, "reason", dl.Reason)
+	b.buried(ctx, dl, d.Key)
 	return dl, nil
+}
+
+// buried counts and reports a message that was set aside.
+func (b *Bus) buried(ctx context.Context, dl DeadLetter, k Key) {
+	b.metrics.deadLetters.WithLabelValues(dl.Handler).Inc()
+	b.opts.Logger.ErrorContext(ctx, "event set aside as a dead letter", "handler", dl.Handler, "dead_letter", dl.ID,
+		"event_type", typeOf(dl.Event), "key", k.String(), "sequence", dl.Sequence, "attempts", dl.Attempts, "key_parked", dl.Parked, "reason", dl.Reason)
 }
 
 func typeOf(e events.Event) string {

@@ -31,6 +31,8 @@ var (
 	// what this version needs, and this process does not make it. An operator has to
 	// provision.
 	ErrNotProvisioned = errors.New("the bus is not provisioned for this version: run 'k3s-autoscaler bus provision'")
+	// ErrAbsent means that there is no stream of record.
+	ErrAbsent = errors.New("there is no stream of record")
 	// ErrTooLarge means that an event or a record exceeds what one message can hold.
 	ErrTooLarge = errors.New("too large for one message")
 	// ErrReadOnly means that a State opened by ReadState was asked to write.

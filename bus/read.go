@@ -25,8 +25,10 @@ type ReadOptions struct {
 	// FromSequence and Since say where to begin, the later of both.
 	FromSequence uint64
 	Since        time.Time
-	// UntilSequence is the last sequence to read.
+	// UntilSequence is the last sequence to read, Until the time (exclusive, by
+	// stream time) at which reading ends.
 	UntilSequence uint64
+	Until         time.Time
 	// Follow goes on with new events until ctx ends.
 	Follow bool
 	// Limit is how many events to read at most.
@@ -83,6 +85,9 @@ func (b *Bus) Read(ctx context.Context, o ReadOptions) iter.Seq2[Delivery, error
 		n := 0
 		so := scanOptions{stream: StreamName, subjects: subjects, from: o.FromSequence, since: o.Since, until: o.UntilSequence, follow: o.Follow}
 		err = b.scan(ctx, so, func(m jetstream.Msg, meta *jetstream.MsgMetadata) (bool, error) {
+			if !o.Until.IsZero() && !meta.Timestamp.Before(o.Until) {
+				return false, nil
+			}
 			d, err := b.delivery(m.Subject(), m.Headers(), m.Data(), meta.Sequence.Stream, meta.Timestamp)
 			n++
 			return yield(d, err) && (o.Limit <= 0 || n < o.Limit), nil

@@ -11,6 +11,7 @@ import (
 	"github.com/k3s-autoscaler/k3s-autoscaler/internal/app"
 	"github.com/k3s-autoscaler/k3s-autoscaler/internal/app/demo"
 	"github.com/k3s-autoscaler/k3s-autoscaler/internal/cli"
+	"github.com/k3s-autoscaler/k3s-autoscaler/internal/replay"
 	"github.com/k3s-autoscaler/k3s-autoscaler/internal/telemetry"
 )
 
@@ -22,7 +23,7 @@ func main() { os.Exit(execute()) }
 func execute() int {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	return cli.Execute(ctx, cli.Options{Version: version, Run: run, Demo: show}, os.Args[1:])
+	return cli.Execute(ctx, cli.Options{Version: version, Run: run, Demo: show, Replay: again}, os.Args[1:])
 }
 
 func run(ctx context.Context, o cli.RunOptions) (err error) {
@@ -46,6 +47,10 @@ func run(ctx context.Context, o cli.RunOptions) (err error) {
 	}
 	defer func() { err = errors.Join(err, a.Close()) }()
 	return a.Run(ctx)
+}
+
+func again(ctx context.Context, o cli.ReplayOptions) (replay.Report, error) {
+	return app.Replay(ctx, app.ReplayOptions{Config: o.Config, Into: o.Into, Options: o.Replay})
 }
 
 func show(ctx context.Context, o cli.DemoOptions) error {

@@ -221,7 +221,8 @@ func (h *Handler) fill(ctx context.Context, incarnation string, from, to uint64)
 	for d, err := range h.opts.Log.Read(ctx, bus.ReadOptions{FromSequence: from, UntilSequence: to}) {
 		var undecodable *bus.UndecodableError
 		if errors.As(err, &undecodable) {
-			continue // it stands in the dead letters, and below as missing
+			// What RunBatch delivers in its place.
+			d, err = bus.Undecoded(events.HandlerAuditing, d, undecodable)
 		}
 		if err != nil {
 			return fmt.Errorf("read what is missing: %w", err)

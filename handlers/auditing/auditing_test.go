@@ -254,7 +254,7 @@ func TestWhatIsMissingIsReadFromTheStream(t *testing.T) {
 		"the stream has the newer part": {first: span(t, 1, 2), batch: span(t, 9, 9), held: span(t, 5, 9), want: []uint64{1, 2, 5, 6, 7, 8, 9},
 			gaps: [][2]uint64{{3, 4}}, lost: 2},
 		"one of them is no event": {first: span(t, 1, 2), batch: span(t, 6, 6), held: span(t, 1, 6), bad: map[uint64]error{4: &bus.UndecodableError{Err: errors.New("no JSON")}},
-			want: []uint64{1, 2, 3, 5, 6}, gaps: [][2]uint64{{4, 4}}, lost: 1},
+			want: []uint64{1, 2, 3, 4, 5, 6}},
 		"nothing was recorded yet":         {batch: span(t, 6, 7), held: span(t, 3, 9), want: []uint64{3, 4, 5, 6, 7}},
 		"the stream begins with the batch": {batch: span(t, 6, 7), held: span(t, 6, 9), want: []uint64{6, 7}},
 		"nothing was recorded yet, and there is a hole": {batch: span(t, 6, 7), held: append(span(t, 2, 2), span(t, 4, 9)...), want: []uint64{2, 4, 5, 6, 7},

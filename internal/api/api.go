@@ -43,6 +43,8 @@ type Log interface {
 	Read(ctx context.Context, o bus.ReadOptions) iter.Seq2[bus.Delivery, error]
 	// LastSequence is that of the newest event.
 	LastSequence(ctx context.Context) (uint64, error)
+	// LogState is what it holds.
+	LogState(ctx context.Context) (bus.LogState, error)
 }
 
 // DeadLetters are the events that were set aside.
@@ -58,6 +60,10 @@ type Audit interface {
 	List(ctx context.Context, q audit.Query) ([]audit.Record, error)
 	// Get returns the record of an event; audit.ErrNotFound.
 	Get(ctx context.Context, eventID string) (audit.Record, error)
+	// High is how far it goes: the latest incarnation of the stream and a sequence.
+	High(ctx context.Context) (incarnation string, sequence uint64, err error)
+	// Gaps returns everything that is missing, oldest first.
+	Gaps(ctx context.Context) ([]audit.Gap, error)
 }
 
 // World is the present state of everything. Package view has one that follows

@@ -24,7 +24,7 @@ func (s *Server) describe() {
 			Description: "Types: " + strings.Join(accepted, ", ") + ". time and, with one cluster, partitionkey may be left out. The same source and id is stored once."},
 			accepts: []string{"application/cloudevents+json", "application/cloudevents-batch+json", "application/json"}, status: "202", produces: "application/json"},
 		{op: huma.Operation{OperationID: "stream", Method: http.MethodGet, Path: "/v1/stream", Summary: "Events as they come (server-sent events)",
-			Description: "Query: cluster, node, type and exclude (repeatable), since, full. Last-Event-ID continues behind that sequence."}, status: "200", produces: "text/event-stream"},
+			Description: "Query: cluster, node, type and exclude (repeatable), since and until (a time, how long ago, or a sequence), full, follow=false to end with what is stored. Last-Event-ID continues behind that sequence; the event \"end\" says that there is no more."}, status: "200", produces: "text/event-stream"},
 		{op: huma.Operation{OperationID: "metrics", Method: http.MethodGet, Path: "/metrics", Summary: "Prometheus metrics"}, status: "200", produces: "text/plain"},
 		{op: huma.Operation{OperationID: "livez", Method: http.MethodGet, Path: "/livez", Summary: "The process runs"}, status: "200", produces: "text/plain", open: true},
 		{op: huma.Operation{OperationID: "readyz", Method: http.MethodGet, Path: "/readyz", Summary: "The process does its work; 503 and which check fails otherwise"}, status: "200", produces: "application/json", open: true},

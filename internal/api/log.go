@@ -52,7 +52,7 @@ func large(typ string) bool {
 }
 
 func entry(d bus.Delivery, full bool) (Entry, error) {
-	out := Entry{Sequence: d.Sequence, StreamTime: d.StreamTime}
+	out := Entry{Sequence: d.Sequence, Incarnation: d.Incarnation, StreamTime: d.StreamTime}
 	e := d.Event
 	if !full && large(e.Type()) && len(e.Data()) > 1024 {
 		e = e.Clone()
@@ -61,15 +61,46 @@ func entry(d bus.Delivery, full bool) (Entry, error) {
 	}
 	b, err := e.MarshalJSON()
 	if err != nil {
-		return out, fmt.Errorf("encode event %s: %w", e.ID(), err)
+		e.DataBase64 = true // data that is not what its content type says
+		if b, err = e.MarshalJSON(); err != nil {
+			return out, fmt.Errorf("encode event %s: %w", e.ID(), err)
+		}
 	}
 	out.Event = b
 	return out, nil
 }
 
+// told is what the log tells of a message: the event, or the one that stands for
+// it in the audit when it is none.
+func told(d bus.Delivery, err error) (bus.Delivery, error) {
+	var undecodable *bus.UndecodableError
+	if errors.As(err, &undecodable) {
+		return bus.Undecoded(events.HandlerAuditing, d, undecodable)
+	}
+	return d, err
+}
+
+// position reads a place in the log: a sequence, an instant, or how long ago.
+func position(s string, now time.Time) (uint64, time.Time, error) {
+	if seq, err := strconv.ParseUint(s, 10, 63); err == nil {
+		return seq, time.Time{}, nil
+	}
+	t, err := when(s, now)
+	if err != nil {
+		err = fmt.Errorf("%w, or a sequence", err)
+	}
+	return 0, t, err
+}
+
+// notUnderstood is the refusal of a place that can't be read.
+func notUnderstood(parameter, value string, err error) error {
+	return huma.Error422UnprocessableEntity("A place in the log is not understood.", &huma.ErrorDetail{Location: "query." + parameter, Message: err.Error(), Value: value})
+}
+
 func (s *Server) listEvents(ctx context.Context, in *struct {
 	LogFilter
-	Since  string `query:"since" doc:"Not before: a time (RFC 3339) or how long ago, e.g. 10m" maxLength:"40"`
+	Since  string `query:"since" doc:"Not before: a time (RFC 3339), how long ago, e.g. 10m, or a sequence" maxLength:"40"`
+	Until  string `query:"until" doc:"Before: a time (RFC 3339) or how long ago; or the last sequence" maxLength:"40"`
 	Limit  int    `query:"limit" minimum:"1" maximum:"1000" default:"100"`
 	Cursor string `query:"cursor" doc:"'next' of the page before" maxLength:"20"`
 }) (*body[Page[Entry]], error) {
@@ -78,12 +109,14 @@ func (s *Server) listEvents(ctx context.Context, in *struct {
 		return nil, err
 	}
 	now := s.o.Clock.Now()
-	since, err := when(in.Since, now)
-	if err != nil {
-		return nil, huma.Error422UnprocessableEntity("A time is not understood.", &huma.ErrorDetail{Location: "query.since", Message: err.Error(), Value: in.Since})
+	if o.FromSequence, o.Since, err = position(in.Since, now); err != nil {
+		return nil, notUnderstood("since", in.Since, err)
+	}
+	var until uint64
+	if until, o.Until, err = position(in.Until, now); err != nil {
+		return nil, notUnderstood("until", in.Until, err)
 	}
 	newest := in.Since == "" && in.Cursor == ""
-	o.Since = since
 	if newest {
 		o.Since = now.Add(-recentWindow)
 	} else {
@@ -94,20 +127,20 @@ func (s *Server) listEvents(ctx context.Context, in *struct {
 		if err != nil {
 			return nil, huma.Error400BadRequest("The cursor is not one of ours.", &huma.ErrorDetail{Location: "query.cursor", Message: "expected 'next' of a page", Value: in.Cursor})
 		}
-		o.FromSequence = last + 1
+		o.FromSequence = max(o.FromSequence, last+1)
 	}
 	if o.UntilSequence, err = s.o.Log.LastSequence(ctx); err != nil {
 		return nil, s.queryError(ctx, "the event log", err)
+	}
+	if until > 0 {
+		o.UntilSequence = min(o.UntilSequence, until)
 	}
 	items := []Entry{}
 	if o.UntilSequence < max(o.FromSequence, 1) {
 		return &body[Page[Entry]]{Page[Entry]{Items: items}}, nil
 	}
 	for d, err := range s.o.Log.Read(ctx, o) {
-		if err != nil {
-			if undecodable(err) {
-				continue
-			}
+		if d, err = told(d, err); err != nil {
 			return nil, s.queryError(ctx, "the event log", err)
 		}
 		x, err := entry(d, in.Full)
@@ -126,17 +159,12 @@ func (s *Server) listEvents(ctx context.Context, in *struct {
 	return out, nil
 }
 
-func undecodable(err error) bool {
-	var u *bus.UndecodableError
-	return errors.As(err, &u)
-}
-
 // streamOptions reads the query and the Last-Event-ID of /v1/stream.
 func (s *Server) streamOptions(r *http.Request) (o bus.ReadOptions, full bool, err error) {
 	q := r.URL.Query()
 	for k := range q {
 		switch k {
-		case "cluster", "node", "type", "exclude", "full", "since":
+		case "cluster", "node", "type", "exclude", "full", "since", "until", "follow":
 		default:
 			return o, false, huma.Error422UnprocessableEntity("There is no query parameter " + strconv.Quote(k) + ".")
 		}
@@ -145,19 +173,33 @@ func (s *Server) streamOptions(r *http.Request) (o bus.ReadOptions, full bool, e
 	if o, err = f.options(); err != nil {
 		return o, false, err
 	}
-	o.Follow = true
+	switch follow := q.Get("follow"); follow {
+	case "", "true":
+		o.Follow = true
+	case "false":
+	default:
+		return o, false, huma.Error422UnprocessableEntity("follow is " + strconv.Quote(follow) + ", expected true or false.")
+	}
+	now := s.o.Clock.Now()
+	if until := q.Get("until"); until != "" {
+		if o.UntilSequence, o.Until, err = position(until, now); err != nil {
+			return o, false, notUnderstood("until", until, err)
+		}
+	}
+	if since := q.Get("since"); since != "" {
+		if o.FromSequence, o.Since, err = position(since, now); err != nil {
+			return o, false, notUnderstood("since", since, err)
+		}
+	}
 	if last := r.Header.Get("Last-Event-ID"); last != "" {
 		seq, err := strconv.ParseUint(last, 10, 63)
 		if err != nil {
 			return o, false, huma.Error400BadRequest("Last-Event-ID is no sequence.")
 		}
-		o.FromSequence = seq + 1
+		o.FromSequence, o.Since = seq+1, time.Time{}
 		return o, f.Full, nil
 	}
-	if since := q.Get("since"); since != "" {
-		if o.Since, err = when(since, s.o.Clock.Now()); err != nil {
-			return o, false, huma.Error422UnprocessableEntity("A time is not understood.", &huma.ErrorDetail{Location: "query.since", Message: err.Error(), Value: since})
-		}
+	if q.Get("since") != "" || !o.Follow {
 		return o, f.Full, nil
 	}
 	last, err := s.o.Log.LastSequence(r.Context())
@@ -170,7 +212,8 @@ func (s *Server) streamOptions(r *http.Request) (o bus.ReadOptions, full bool, e
 
 // stream sends events as they come (server-sent events): id is the sequence,
 // event the type without prefix and version, data an Entry. A client that comes
-// back with Last-Event-ID misses nothing that is still stored.
+// back with Last-Event-ID misses nothing that is still stored. The last event is
+// "end" when everything that was asked for was sent.
 func (s *Server) stream(w http.ResponseWriter, r *http.Request) {
 	o, full, err := s.streamOptions(r)
 	if err != nil {
@@ -238,11 +281,8 @@ func (s *Server) stream(w http.ResponseWriter, r *http.Request) {
 func (s *Server) follow(ctx context.Context, o bus.ReadOptions, full bool, lines chan<- string) {
 	defer close(lines)
 	for d, err := range s.o.Log.Read(ctx, o) {
-		if err != nil && undecodable(err) {
-			continue
-		}
 		var text string
-		if err == nil {
+		if d, err = told(d, err); err == nil {
 			text, err = streamLine(d, full)
 		}
 		if err != nil {
@@ -260,6 +300,10 @@ func (s *Server) follow(ctx context.Context, o bus.ReadOptions, full bool, lines
 		if err != nil {
 			return
 		}
+	}
+	select {
+	case lines <- "event: end\ndata: {}\n\n":
+	case <-ctx.Done():
 	}
 }
 

@@ -88,6 +88,19 @@ func matching(pattern string) []string {
 	return out
 }
 
+// MatchTypes lists the types that patterns mean, as the queries read them.
+func MatchTypes(patterns []string) ([]string, error) {
+	var out []string
+	for _, p := range patterns {
+		found := matching(p)
+		if len(found) == 0 {
+			return nil, fmt.Errorf("there is no event type %q, expected e.g. node.ready, node.*, or a full type", p)
+		}
+		out = append(out, found...)
+	}
+	return out, nil
+}
+
 // full lists the selected types; none means all. An unknown type is an error,
 // an unknown one that is excluded is not: nothing is missing.
 func (f TypeFilter) full() ([]string, error) {
@@ -158,6 +171,8 @@ func (s *Server) queries() {
 	huma.Register(s.huma, op("list-decisions", "/v1/decisions", "What was decided, and why"), s.listDecisions)
 	huma.Register(s.huma, op("list-events", "/v1/events", "Events of the log, oldest first; without since or cursor, the newest of the last hour"), s.listEvents)
 	huma.Register(s.huma, op("list-audit", "/v1/audit", "What happened, from the audit store"), s.listAudit)
+	huma.Register(s.huma, op("get-log", "/v1/log", "What the log holds, and how much of it is audited"), s.getLog)
+	huma.Register(s.huma, op("list-audit-gaps", "/v1/audit/gaps", "What was lost before it was audited"), s.listGaps)
 	huma.Register(s.huma, op("get-audit", "/v1/audit/{id}", "One event of the audit store"),
 		func(ctx context.Context, in *struct {
 			ID string `path:"id" maxLength:"200"`

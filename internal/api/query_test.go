@@ -164,6 +164,49 @@ func TestEventsWithoutABeginningAreTheNewest(t *testing.T) {
 	require.Empty(t, get[Page[Entry]](t, setup(t), "/v1/events").Items)
 }
 
+func TestTheLogIsReadFromAndUpToAPlace(t *testing.T) {
+	t.Parallel()
+	b := story(t)
+	sequences := func(query string) (out []uint64) {
+		for _, e := range get[Page[Entry]](t, b, "/v1/events?"+query).Items {
+			require.Equal(t, "i", e.Incarnation)
+			out = append(out, e.Sequence)
+		}
+		return out
+	}
+	require.Equal(t, []uint64{9, 10, 11}, sequences("since=9"))
+	require.Equal(t, []uint64{3, 4}, sequences("since=3&until=4"))
+	require.Equal(t, []uint64{2, 3}, sequences("since=2025-03-01T12:00:02Z&until=2025-03-01T12:00:04Z"))
+	a := b.call("GET", "/v1/stream?follow=false&since=10&full=true", "")
+	require.Equal(t, 200, a.Code)
+	require.Regexp(t, `(?s)^: following\n\nid: 10\nevent: .*\n\nid: 11\nevent: .*\n\nevent: end\ndata: \{\}\n\n$`, a.Body.String())
+	a = b.call("GET", "/v1/stream?follow=false&until=1", "")
+	require.Equal(t, 1, strings.Count(a.Body.String(), "id: "))
+}
+
+func TestTheLogSaysHowFarItIsAudited(t *testing.T) {
+	t.Parallel()
+	b := story(t)
+	info := get[LogInfo](t, b, "/v1/log")
+	require.Equal(t, "i", info.Incarnation)
+	require.Equal(t, uint64(11), info.Last)
+	require.Equal(t, uint64(11), info.Audited.Sequence)
+	require.Empty(t, get[Page[Gap]](t, b, "/v1/audit/gaps").Items)
+	b.gaps = []audit.Gap{{Incarnation: "i", From: 3, To: 5, At: t0}}
+	require.Equal(t, []Gap{{Incarnation: "i", From: 3, To: 5, At: t0}}, get[Page[Gap]](t, b, "/v1/audit/gaps").Items)
+}
+
+func TestAMessageThatIsNoEventIsToldAsTheAuditHasIt(t *testing.T) {
+	t.Parallel()
+	b := story(t)
+	b.log[4].Event = events.Event{}
+	b.bad = map[uint64]error{5: &bus.UndecodableError{Sequence: 5, Err: errors.New("no JSON")}}
+	got := get[Page[Entry]](t, b, "/v1/events?since=5&until=5").Items
+	require.Len(t, got, 1)
+	require.Contains(t, string(got[0].Event), "no JSON")
+	require.Contains(t, string(got[0].Event), events.TypeDeadletterRecorded)
+}
+
 func TestQueriesThatMeanNothingAreRefused(t *testing.T) {
 	t.Parallel()
 	b := story(t)
@@ -171,7 +214,7 @@ func TestQueriesThatMeanNothingAreRefused(t *testing.T) {
 		"/v1/events?type=nope": 422, "/v1/events?type=node.ready&exclude=node.*": 422, "/v1/events?since=soon": 422, "/v1/events?cursor=x": 400, "/v1/events?node=A": 422, "/v1/events?cluster=A": 422,
 		"/v1/events?limit=0": 422, "/v1/audit?type=nope": 422, "/v1/audit?since=x&until=y": 422, "/v1/audit?cursor=x": 400, "/v1/audit/none": 404,
 		"/v1/decisions?verdict=maybe": 422, "/v1/decisions?since=x": 422, "/v1/audit?limit=5000": 422, "/v1/deadletters?handler=x": 422,
-		"/v1/stream?type=nope": 422, "/v1/stream?since=x": 422, "/v1/stream?colour=red": 422,
+		"/v1/stream?type=nope": 422, "/v1/stream?since=x": 422, "/v1/stream?until=x": 422, "/v1/stream?follow=maybe": 422, "/v1/events?until=x": 422, "/v1/stream?colour=red": 422,
 		"/v1/explain": 422, "/v1/explain?subject=nothing-1": 404, "/v1/explain?subject=planet/x": 422, "/v1/explain?subject=pod/x": 422,
 		"/v1/explain?subject=pod/a/b": 404, "/v1/explain?subject=alert/None": 404, "/v1/explain?subject=node/nope": 404, "/v1/explain?subject=pool/nope": 404, "/v1/explain?subject=event/nope": 404,
 	} {
@@ -188,7 +231,7 @@ func TestPortsThatFailAreProblems(t *testing.T) {
 	for err, status := range map[error]int{bus.ErrUnavailable: 503, errors.New("disk on fire"): 500} {
 		b := story(t)
 		b.fail = err
-		for _, path := range []string{"/v1/clusters", "/v1/pools", "/v1/nodes", "/v1/decisions", "/v1/events", "/v1/audit", "/v1/audit/x", "/v1/deadletters", "/v1/stream",
+		for _, path := range []string{"/v1/clusters", "/v1/pools", "/v1/nodes", "/v1/decisions", "/v1/events", "/v1/audit", "/v1/audit/x", "/v1/deadletters", "/v1/stream", "/v1/log", "/v1/audit/gaps",
 			"/v1/explain?subject=x", "/v1/explain?subject=pod/a/b", "/v1/explain?subject=alert/a", "/v1/explain?subject=node/a", "/v1/explain?subject=event/a"} {
 			a := b.call("GET", path, "")
 			require.Equal(t, status, a.Code, path)
@@ -286,7 +329,7 @@ func TestTheStreamFollowsAndContinues(t *testing.T) {
 	b.add(t, events.Meta{Publisher: "api"}, events.PoolResumed{Pool: "ci", Actor: "a", Reason: "r"})
 	require.Equal(t, "id: 12", line(now))
 	require.Equal(t, "event: pool.resumed", line(now))
-	require.Contains(t, line(now), `data: {"sequence":12,"stream_time":"2025-03-01T12:00:12Z","event":{`)
+	require.Contains(t, line(now), `data: {"sequence":12,"incarnation":"i","stream_time":"2025-03-01T12:00:12Z","event":{`)
 	require.Eventually(t, b.clock.HasWaiters, 5*time.Second, time.Millisecond)
 	b.clock.Step(15 * time.Second)
 	require.Equal(t, ": alive", line(now))

@@ -104,10 +104,34 @@ type Pod struct {
 
 // Entry is one event of the log.
 type Entry struct {
-	Sequence   uint64          `json:"sequence"`
-	StreamTime time.Time       `json:"stream_time"`
-	Event      json.RawMessage `json:"event" doc:"CloudEvent in JSON"`
-	Truncated  bool            `json:"truncated,omitempty" doc:"The data is left out: it is large; ask with full=true"`
+	Sequence    uint64          `json:"sequence"`
+	Incarnation string          `json:"incarnation,omitempty" doc:"Of the stream: sequences of two of them can't be compared"`
+	StreamTime  time.Time       `json:"stream_time"`
+	Event       json.RawMessage `json:"event" doc:"CloudEvent in JSON"`
+	Truncated   bool            `json:"truncated,omitempty" doc:"The data is left out: it is large; ask with full=true"`
+}
+
+// LogInfo is what the stream of record holds, and how much of it is audited.
+type LogInfo struct {
+	Incarnation string    `json:"incarnation"`
+	First       uint64    `json:"first" doc:"Sequence of the oldest event that is stored"`
+	Last        uint64    `json:"last"`
+	FirstTime   time.Time `json:"first_time,omitzero"`
+	LastTime    time.Time `json:"last_time,omitzero"`
+	Events      uint64    `json:"events"`
+	Bytes       uint64    `json:"bytes"`
+	Audited     struct {
+		Incarnation string `json:"incarnation,omitempty"`
+		Sequence    uint64 `json:"sequence" doc:"Everything up to it is in the audit store, or recorded as lost"`
+	} `json:"audited"`
+}
+
+// Gap is a part of the log that was lost before it was audited.
+type Gap struct {
+	Incarnation string    `json:"incarnation"`
+	From        uint64    `json:"from"`
+	To          uint64    `json:"to"`
+	At          time.Time `json:"at" doc:"When that was found"`
 }
 
 // AuditRecord is one event as the audit store has it.

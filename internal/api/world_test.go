@@ -37,6 +37,8 @@ type memory struct {
 	fail    error // of the next calls
 	dead    []bus.DeadLetter
 	parked  map[string][]bus.ParkedKey
+	gaps    []audit.Gap
+	bad     map[uint64]error // messages that are no events, by sequence
 
 	clusters []Cluster
 	pools    []Pool
@@ -73,6 +75,20 @@ func (m *memory) LastSequence(context.Context) (uint64, error) {
 	return uint64(len(m.log)), m.fail
 }
 
+func (m *memory) LogState(context.Context) (bus.LogState, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return bus.LogState{Exists: true, Incarnation: "i", First: 1, Last: uint64(len(m.log)), Events: uint64(len(m.log)), Bytes: 4096}, m.fail
+}
+
+func (m *memory) High(context.Context) (string, uint64, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return "i", uint64(len(m.log)), m.fail
+}
+
+func (m *memory) Gaps(context.Context) ([]audit.Gap, error) { return m.gaps, m.fail }
+
 func (m *memory) Read(ctx context.Context, o bus.ReadOptions) iter.Seq2[bus.Delivery, error] {
 	return func(yield func(bus.Delivery, error) bool) {
 		n := 0
@@ -101,10 +117,10 @@ func (m *memory) Read(ctx context.Context, o bus.ReadOptions) iter.Seq2[bus.Deli
 				}
 			}
 			if (o.Cluster != "" && d.Key.Cluster != o.Cluster) || (o.Node != "" && d.Key.Name != o.Node) || d.Sequence < o.FromSequence ||
-				d.StreamTime.Before(o.Since) || (o.UntilSequence > 0 && d.Sequence > o.UntilSequence) || (len(o.Types) > 0 && !slices.Contains(o.Types, d.Event.Type())) {
+				d.StreamTime.Before(o.Since) || (!o.Until.IsZero() && !d.StreamTime.Before(o.Until)) || (o.UntilSequence > 0 && d.Sequence > o.UntilSequence) || (len(o.Types) > 0 && !slices.Contains(o.Types, d.Event.Type())) {
 				continue
 			}
-			if n++; !yield(*d, nil) || (o.Limit > 0 && n == o.Limit) {
+			if n++; !yield(*d, m.bad[d.Sequence]) || (o.Limit > 0 && n == o.Limit) {
 				return
 			}
 		}

@@ -2,7 +2,6 @@ package app
 
 import (
 	"context"
-	"errors"
 	"fmt"
 
 	"golang.org/x/sync/errgroup"
@@ -13,7 +12,7 @@ import (
 	"github.com/k3s-autoscaler/k3s-autoscaler/handlers/decision"
 	"github.com/k3s-autoscaler/k3s-autoscaler/handlers/draining"
 	"github.com/k3s-autoscaler/k3s-autoscaler/handlers/provisioning"
-	"github.com/k3s-autoscaler/k3s-autoscaler/internal/audit"
+	"github.com/k3s-autoscaler/k3s-autoscaler/internal/audit/recording"
 	"github.com/k3s-autoscaler/k3s-autoscaler/internal/audit/sqlite"
 	"github.com/k3s-autoscaler/k3s-autoscaler/internal/collector"
 	"github.com/k3s-autoscaler/k3s-autoscaler/internal/config"
@@ -44,7 +43,7 @@ func (a *App) addAuditing(ctx context.Context) error {
 	if err := a.checkLog(ctx); err != nil {
 		return err
 	}
-	h, err := auditing.New(auditing.Options{Store: auditStore{a.store}, Log: a.bus, Clock: a.opts.Clock, Logger: a.opts.Logger, Registerer: a.opts.Registry})
+	h, err := auditing.New(auditing.Options{Store: recording.Store{Audit: a.store}, Log: a.bus, Clock: a.opts.Clock, Logger: a.opts.Logger, Registerer: a.opts.Registry})
 	if err != nil {
 		return err
 	}
@@ -209,29 +208,3 @@ func (a *App) nextEpoch(ctx context.Context, cluster string) (int64, error) {
 	}
 	return epoch, nil
 }
-
-// auditStore makes the audit store the port of auditing.
-type auditStore struct{ store audit.Store }
-
-func (s auditStore) Append(ctx context.Context, batch []auditing.Record) error {
-	out := make([]audit.Record, len(batch))
-	for i, r := range batch {
-		out[i] = audit.Record{
-			Incarnation: r.Incarnation, Sequence: r.Sequence, StreamTime: r.StreamTime, ID: r.ID, Source: r.Source, Redrive: r.Redrive, Type: r.Type,
-			Cluster: r.Cluster, Key: r.Key, Pool: r.Details.Pool, CorrelationID: r.CorrelationID, CausationID: r.CausationID,
-			Actor: r.Details.Actor, Reason: r.Details.Reason, Message: r.Details.Message, Event: r.Event,
-		}
-	}
-	err := s.store.Append(ctx, out)
-	var gap *audit.GapError
-	if errors.As(err, &gap) {
-		return errors.Join(err, &auditing.GapError{Last: gap.Last, Next: gap.Next})
-	}
-	return err
-}
-
-func (s auditStore) Skip(ctx context.Context, g auditing.Gap) error {
-	return s.store.Skip(ctx, audit.Gap{Incarnation: g.Incarnation, From: g.From, To: g.To, At: g.At})
-}
-
-func (s auditStore) High(ctx context.Context) (string, uint64, error) { return s.store.High(ctx) }

@@ -17,6 +17,7 @@ import (
 	"k8s.io/utils/clock"
 
 	"github.com/k3s-autoscaler/k3s-autoscaler/internal/config"
+	"github.com/k3s-autoscaler/k3s-autoscaler/internal/replay"
 )
 
 // Exit codes.
@@ -51,12 +52,13 @@ type DemoOptions struct {
 	Stderr  io.Writer
 }
 
-// Options of the command line. Run and Demo are required; everything else
+// Options of the command line. Run, Demo and Replay are required; everything else
 // defaults to the process's own.
 type Options struct {
 	Version string
 	Run     func(ctx context.Context, o RunOptions) error
 	Demo    func(ctx context.Context, o DemoOptions) error
+	Replay  func(ctx context.Context, o ReplayOptions) (replay.Report, error)
 
 	Stdin  io.Reader
 	Stdout io.Writer
@@ -97,8 +99,9 @@ func (o *Options) complete() {
 
 // failure is an error of a command that was used as it should be.
 type failure struct {
-	err  error
-	code int
+	err    error
+	code   int
+	status int // of the answer that says so; 0: none does
 }
 
 func (f *failure) Error() string { return f.err.Error() }
@@ -195,7 +198,7 @@ one that runs, found by --server and --token-file, the environment
 		}
 	}
 	group("start", a.demoCommand(), a.runCommand())
-	group("look", a.statusCommand(), a.nodesCommand(), a.explainCommand(), a.eventsCommand(), a.auditCommand(), a.dlqCommand())
+	group("look", a.statusCommand(), a.nodesCommand(), a.explainCommand(), a.eventsCommand(), a.auditCommand(), a.dlqCommand(), a.replayCommand())
 	group("act", a.scaleCommand(), a.nodeCommand("cordon"), a.nodeCommand("uncordon"), a.nodeCommand("drain"), a.nodeCommand("remove"),
 		a.pauseCommand(), a.resumeCommand(), a.poolCommand())
 	group("set", a.configCommand(), a.keyCommand(), a.versionCommand())

@@ -201,11 +201,11 @@ func (c *client) refused(res *http.Response) error {
 			text += "\n  " + strings.TrimPrefix(e.Location+": ", ": ") + e.Message
 		}
 	}
-	err := errors.New(text)
+	f := &failure{err: errors.New(text), code: ExitFailure, status: res.StatusCode}
 	if res.StatusCode == http.StatusUnprocessableEntity || res.StatusCode == http.StatusBadRequest {
-		return &failure{err: err, code: ExitUsage}
+		f.code = ExitUsage
 	}
-	return err
+	return f
 }
 
 // get decodes the answer to a query into v.

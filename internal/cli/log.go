@@ -37,6 +37,7 @@ func quietly(q url.Values, types []string, all bool) {
 
 type logFlags struct {
 	cluster, node string
+	since, until  string
 	types         []string
 	all, full     bool
 }
@@ -45,12 +46,14 @@ func (f *logFlags) add(c *cobra.Command) {
 	clusterFlag(c, &f.cluster)
 	c.Flags().StringVar(&f.node, "node", "", "only about this node")
 	c.Flags().StringSliceVar(&f.types, "type", nil, "only these types, e.g. node.ready or node.*")
+	c.Flags().StringVar(&f.since, "since", "", "not before: a time, how long ago, e.g. 10m, or a sequence")
+	c.Flags().StringVar(&f.until, "until", "", "before: a time or how long ago; or the last sequence")
 	c.Flags().BoolVar(&f.all, "all", false, "also snapshots and checkpoints, which come without end")
 	c.Flags().BoolVar(&f.full, "full", false, "with the data of snapshots and checkpoints, which are large")
 }
 
 func (f *logFlags) query() url.Values {
-	q := query("cluster", f.cluster, "node", f.node)
+	q := query("cluster", f.cluster, "node", f.node, "since", f.since, "until", f.until)
 	quietly(q, f.types, f.all)
 	if f.full {
 		q.Set("full", "true")
@@ -60,8 +63,8 @@ func (f *logFlags) query() url.Values {
 
 func (a *app) eventsCommand() *cobra.Command {
 	var lf, tf logFlags
-	var since string
 	var limit int
+	follow, end := false, true
 	list := &cobra.Command{
 		Use: "list", Short: "List events, oldest first; the newest hundred without --since",
 		Args: cobra.NoArgs,
@@ -71,8 +74,11 @@ func (a *app) eventsCommand() *cobra.Command {
 				return err
 			}
 			q := lf.query()
-			if since != "" {
-				q.Set("since", since)
+			if follow {
+				if limit != 100 {
+					return usagef("--limit: has no place beside --follow, which does not end")
+				}
+				return a.tail(cmd.Context(), cl, q)
 			}
 			entries, err := pages[api.Entry](cmd.Context(), cl, "/v1/events", q, limit)
 			if err != nil {
@@ -93,9 +99,8 @@ func (a *app) eventsCommand() *cobra.Command {
 		}),
 	}
 	lf.add(list)
-	list.Flags().StringVar(&since, "since", "", "not before: a time or how long ago, e.g. 10m")
 	list.Flags().IntVar(&limit, "limit", 100, "at most so many")
-	var from string
+	list.Flags().BoolVarP(&follow, "follow", "f", false, "go on with what happens, as 'events tail' does")
 	tail := &cobra.Command{
 		Use: "tail", Short: "Follow events as they happen",
 		Args: cobra.NoArgs,
@@ -105,14 +110,12 @@ func (a *app) eventsCommand() *cobra.Command {
 				return err
 			}
 			q := tf.query()
-			if from != "" {
-				q.Set("since", from)
-			}
+			q.Set("follow", strconv.FormatBool(end))
 			return a.tail(cmd.Context(), cl, q)
 		}),
 	}
 	tf.add(tail)
-	tail.Flags().StringVar(&from, "since", "", "begin with what happened since then")
+	tail.Flags().BoolVarP(&end, "follow", "f", true, "go on with what happens; --follow=false ends with what is stored")
 	return parent("events", "List and follow events", a.listing(list), a.listing(tail))
 }
 
@@ -215,8 +218,11 @@ func readStream(body io.Reader, last *string, fn func(api.Entry) (bool, error)) 
 		case "event":
 			name = value
 		case "data":
-			if name == "error" {
+			switch name {
+			case "error":
 				return true, nil
+			case "end":
+				return false, nil
 			}
 			var e api.Entry
 			if err := json.Unmarshal([]byte(value), &e); err != nil {

@@ -20,6 +20,7 @@ import (
 var t0 = time.Date(2025, 3, 1, 12, 0, 0, 0, time.UTC)
 
 type fakeAudit struct {
+	api.Audit
 	records []audit.Record
 	err     error
 }

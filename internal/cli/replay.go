@@ -1,0 +1,167 @@
+package cli
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"strconv"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/k3s-autoscaler/k3s-autoscaler/events"
+	"github.com/k3s-autoscaler/k3s-autoscaler/internal/api"
+	"github.com/k3s-autoscaler/k3s-autoscaler/internal/config"
+	"github.com/k3s-autoscaler/k3s-autoscaler/internal/replay"
+)
+
+// ReplayOptions are what 'replay' was asked for.
+type ReplayOptions struct {
+	// Config names the stream and the live audit store; nil: Replay has them, of
+	// the process that runs.
+	Config *config.Config
+	// Into is the file of the audit store to rebuild; "": a temporary one.
+	Into   string
+	Replay replay.Options // without Into
+}
+
+func (a *app) replayCommand() *cobra.Command {
+	var from, to, handler, into, configPath, cluster, node string
+	var types []string
+	c := &cobra.Command{
+		Use:   "replay",
+		Short: "Rebuild the audit store from the stream and prove that it is the live one",
+		Long: `Give the events of the stream to a handler again, into a store of its own, and
+compare what comes out with what the live one has: record by record, byte by
+byte. A difference is printed, and the exit code is 1.
+
+A replay acts on nothing: it reads the stream and has no means to publish.
+
+The stream and the live audit store are those of the process at --server. With
+--config they are opened directly: those of bus.url, or the embedded bus's
+directory while no process uses it.
+
+--from and --to take a sequence, a time, or how long ago. Without --to it goes as
+far as the live store. --type, --node and --cluster select the records that are
+compared; all of the range is replayed, since a record depends on what came
+before it.`,
+		Example: "  k3s-autoscaler replay --from 24h\n  k3s-autoscaler replay --from 1200 --to 1300 --into rebuilt.db\n  k3s-autoscaler replay --config config.yaml   # while it is stopped",
+		Args:    cobra.NoArgs,
+		RunE: do(func(cmd *cobra.Command, _ []string) error {
+			if handler != events.HandlerAuditing {
+				return usagef("--to-handler: is %q, expected %s: it records and does not act", handler, events.HandlerAuditing)
+			}
+			o := ReplayOptions{Into: into, Replay: replay.Options{Cluster: cluster, Node: node}}
+			var err error
+			if o.Replay.From, err = a.position("--from", from); err != nil {
+				return err
+			}
+			if o.Replay.To, err = a.position("--to", to); err != nil {
+				return err
+			}
+			if o.Replay.Types, err = api.MatchTypes(types); err != nil {
+				return usagef("--type: %w", err)
+			}
+			if configPath != "" {
+				if o.Config, err = a.loadConfig(configPath, false); err != nil {
+					return err
+				}
+			} else {
+				cl, err := a.connect()
+				if err != nil {
+					return err
+				}
+				o.Replay.Log, o.Replay.Live = remoteLog{a, cl}, remoteAudit{cl}
+			}
+			r, err := a.Replay(cmd.Context(), o)
+			if err != nil {
+				return err
+			}
+			if err := a.show(replayed{r, r.Equal()}, func(w io.Writer) error { return replayText(w, r, into) }); err != nil {
+				return err
+			}
+			if !r.Equal() {
+				return errSilent
+			}
+			return nil
+		}),
+	}
+	f := c.Flags()
+	f.StringVar(&from, "from", "", "begin with it: a sequence, a time, or how long ago (default: the oldest event)")
+	f.StringVar(&to, "to", "", "end: a sequence (inclusive), a time, or how long ago (default: what the live store has)")
+	f.StringVar(&handler, "to-handler", events.HandlerAuditing, "the handler that gets the events: "+events.HandlerAuditing)
+	f.StringSliceVar(&types, "type", nil, "compare only these types, e.g. node.ready or node.*")
+	f.StringVar(&node, "node", "", "compare only what is about this node")
+	clusterFlag(c, &cluster)
+	f.StringVar(&into, "into", "", "keep the rebuilt store in this file, which must not exist")
+	f.StringVar(&configPath, "config", "", "open stream and audit store of this configuration, instead of asking a process")
+	_ = c.MarkFlagFilename("config", "yaml", "yml") // the flag exists
+	return a.listing(c)
+}
+
+// replayed is a report with its verdict.
+type replayed struct {
+	replay.Report
+	Equal bool `json:"equal"`
+}
+
+// position reads a place in the stream.
+func (a *app) position(flag, s string) (replay.Position, error) {
+	if s == "" {
+		return replay.Position{}, nil
+	}
+	if seq, err := strconv.ParseUint(s, 10, 63); err == nil && seq > 0 {
+		return replay.Position{Sequence: seq}, nil
+	}
+	if d, err := time.ParseDuration(s); err == nil && d >= 0 {
+		return replay.Position{Time: a.Clock.Now().Add(-d).UTC()}, nil
+	}
+	t, err := time.Parse(time.RFC3339Nano, s)
+	if err != nil {
+		return replay.Position{}, usagef("%s: is %q, expected a sequence such as 1200, a time such as 2026-03-01T12:00:00Z, or how long ago, such as 2h", flag, s)
+	}
+	return replay.Position{Time: t.UTC()}, nil
+}
+
+func replayText(w io.Writer, r replay.Report, into string) error {
+	var l lines
+	l.add(0, "stream   %s, sequences %d to %d", r.Incarnation, r.StreamFirst, r.StreamLast)
+	l.add(0, "replayed %d to %d: %s", r.From, r.To, plural(r.Events, "event"))
+	if r.Recorded < r.StreamLast {
+		l.add(0, "         the live audit store is at %d, %d behind", r.Recorded, r.StreamLast-r.Recorded)
+	}
+	l.add(0, "rebuilt  %s, sha256 %s", plural(r.Rebuilt, "record"), r.Digest)
+	l.add(0, "live     %s, sha256 %s", plural(r.Live, "record"), r.LiveDigest)
+	if r.Copies > 0 {
+		l.add(0, "copies   %d: the live store has these events at an earlier place", r.Copies)
+	}
+	if r.Lost > 0 {
+		l.add(0, "lost     %d sequences, as the live store records", r.Lost)
+	}
+	if into != "" {
+		l.add(0, "kept     %s", into)
+	}
+	if r.Equal() {
+		l.add(0, "equal: the live audit store is what the stream says")
+	} else {
+		l.add(0, "different in %s; the first:", plural(r.Differences, "place"))
+		l.add(2, "sequence %d: %s", r.First.Sequence, r.First.What)
+		for _, side := range []struct {
+			name string
+			rec  json.RawMessage
+		}{{"rebuilt", r.First.Rebuilt}, {"live", r.First.Live}} {
+			if len(side.rec) > 0 {
+				l.add(2, "%-8s %s", side.name, clipped(side.rec, 2000))
+			}
+		}
+	}
+	_, err := fmt.Fprint(w, l.String())
+	return err
+}
+
+func clipped(b []byte, n int) string {
+	if len(b) <= n {
+		return string(b)
+	}
+	return string(b[:n]) + fmt.Sprintf(" … (%d bytes; -o json prints all)", len(b))
+}
