@@ -8,7 +8,6 @@ import (
 	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
-	"k8s.io/utils/clock"
 )
 
 // LogState is what the stream of record holds.
@@ -49,13 +48,10 @@ type Reader struct{ b *Bus }
 // when there is none, ErrUnavailable when no server answers and ErrIncompatible
 // as for Open.
 func OpenReader(ctx context.Context, o Options) (*Reader, error) {
-	o = o.withDefaults()
-	if err := o.validate(); err != nil {
-		return nil, fmt.Errorf("bus options: %w", err)
-	}
-	b := &Bus{opts: o, wire: clock.RealClock{}, metrics: newMetrics(nil, o.Logger), reconnects: newBroadcast()}
-	if err := b.connect(); err != nil {
-		return nil, fmt.Errorf("connect to the bus: %w", unavailable(err))
+	o.Registerer = nil // a reader is no part of what a process does
+	b, err := dial(o)
+	if err != nil {
+		return nil, err
 	}
 	if err := b.find(ctx); err != nil {
 		b.nc.Close()
