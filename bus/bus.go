@@ -57,7 +57,7 @@ func Open(ctx context.Context, o Options) (*Bus, error) {
 	}
 	if err := b.provision(ctx); err != nil {
 		b.nc.Close()
-		return nil, fmt.Errorf("open the bus: %w", unavailable(err))
+		return nil, fmt.Errorf("streams: %w", unavailable(err))
 	}
 	run, stop := context.WithCancel(context.WithoutCancel(ctx))
 	b.stop = stop

@@ -4,9 +4,11 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"os/signal"
 	"syscall"
+	"text/tabwriter"
 
 	"github.com/k3s-autoscaler/k3s-autoscaler/internal/app"
 	"github.com/k3s-autoscaler/k3s-autoscaler/internal/app/demo"
@@ -23,7 +25,7 @@ func main() { os.Exit(execute()) }
 func execute() int {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	return cli.Execute(ctx, cli.Options{Version: version, Run: run, Demo: show, Replay: again}, os.Args[1:])
+	return cli.Execute(ctx, cli.Options{Version: version, Run: run, Demo: show, Replay: again, BusProvision: provision, BusPermissions: permissions}, os.Args[1:])
 }
 
 func run(ctx context.Context, o cli.RunOptions) (err error) {
@@ -59,4 +61,28 @@ func show(ctx context.Context, o cli.DemoOptions) error {
 		d.Log = o.Stderr
 	}
 	return demo.Run(ctx, d)
+}
+
+func provision(ctx context.Context, o cli.ProvisionOptions) error {
+	t := o.Config.Telemetry
+	log, err := telemetry.NewLogger(o.Stderr, telemetry.LogOptions{Level: "warn", Format: t.LogFormat})
+	if err != nil {
+		return err
+	}
+	made, err := app.Provision(ctx, o.Config.Bus, app.Options{Logger: log})
+	w := tabwriter.NewWriter(o.Stdout, 0, 0, 2, ' ', 0)
+	for _, p := range made {
+		fmt.Fprintf(w, "%s\t%s\t%s\n", p.Kind, p.Name, p.Action)
+	}
+	if ferr := w.Flush(); err == nil {
+		err = ferr
+	}
+	if err == nil {
+		fmt.Fprintln(o.Stdout, "\nWhat the NATS user of each role needs, and no more: k3s-autoscaler bus permissions")
+	}
+	return err
+}
+
+func permissions(o cli.PermissionsOptions) error {
+	return app.WritePermissions(o.Stdout, o.Format, o.Users)
 }

@@ -52,13 +52,33 @@ type DemoOptions struct {
 	Stderr  io.Writer
 }
 
-// Options of the command line. Run, Demo and Replay are required; everything else
+// ProvisionOptions are what 'bus provision' was asked for. The configuration is
+// checked.
+type ProvisionOptions struct {
+	ConfigPath string
+	Config     *config.Config
+	Version    string
+	Stdout     io.Writer
+	Stderr     io.Writer
+}
+
+// PermissionsOptions are what 'bus permissions' was asked for.
+type PermissionsOptions struct {
+	Users  []string // the roles of each, with commas; none: a user for each role
+	Format string   // nats or json
+	Stdout io.Writer
+}
+
+// Options of the command line. Run, Demo, Replay and those of the bus are required; everything else
 // defaults to the process's own.
 type Options struct {
 	Version string
 	Run     func(ctx context.Context, o RunOptions) error
 	Demo    func(ctx context.Context, o DemoOptions) error
 	Replay  func(ctx context.Context, o ReplayOptions) (replay.Report, error)
+
+	BusProvision   func(ctx context.Context, o ProvisionOptions) error
+	BusPermissions func(o PermissionsOptions) error
 
 	Stdin  io.Reader
 	Stdout io.Writer
@@ -201,7 +221,7 @@ one that runs, found by --server and --token-file, the environment
 	group("look", a.statusCommand(), a.nodesCommand(), a.explainCommand(), a.eventsCommand(), a.auditCommand(), a.dlqCommand(), a.replayCommand())
 	group("act", a.scaleCommand(), a.nodeCommand("cordon"), a.nodeCommand("uncordon"), a.nodeCommand("drain"), a.nodeCommand("remove"),
 		a.pauseCommand(), a.resumeCommand(), a.poolCommand())
-	group("set", a.configCommand(), a.keyCommand(), a.versionCommand())
+	group("set", a.configCommand(), a.keyCommand(), a.busCommand(), a.versionCommand())
 	return root
 }
 

@@ -115,8 +115,9 @@ func (d *decoder) checkIdentity(b Bus) {
 		if err != nil {
 			return err
 		}
-		if _, err = nkeys.ParseDecoratedJWT(text); err != nil {
-			return err
+		// A text without decoration is taken as the JWT itself.
+		if jwt, err := nkeys.ParseDecoratedJWT(text); err != nil || strings.Count(jwt, ".") != 2 {
+			return errors.New("no JWT")
 		}
 		_, err = nkeys.ParseDecoratedUserNKey(text)
 		return err
