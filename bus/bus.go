@@ -105,8 +105,8 @@ func (b *Bus) connect() error {
 		nats.ErrorHandler(func(_ *nats.Conn, sub *nats.Subscription, err error) {
 			b.metrics.failed("bus")
 			if r := readRefusal(b.opts.Role, err); r != nil {
-				b.refusals.refused(r)
 				log.Error("the NATS server refused a request of this process", "instance", b.opts.Instance, "role", b.opts.Role, "subject", r.subject, "error", r)
+				b.refusals.refused(r)
 				return
 			}
 			attrs := []any{"instance", b.opts.Instance, "error", err}
