@@ -73,7 +73,6 @@ func work(r role) error {
 	if err != nil {
 		return err
 	}
-	defer b.Close()
 	h := newCounter(r.Wait)
 	done := make(chan error, 1)
 	go func() { done <- b.Run(ctx, h) }()
@@ -83,7 +82,7 @@ func work(r role) error {
 		fmt.Println(h.n.Load())
 	}
 	cancel()
-	return errors.Join(in.Err(), <-done)
+	return errors.Join(in.Err(), <-done, b.Close())
 }
 
 // process is a running child.
