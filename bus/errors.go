@@ -33,6 +33,9 @@ var (
 	ErrNotProvisioned = errors.New("the bus is not provisioned for this version: run 'k3s-autoscaler bus provision'")
 	// ErrAbsent means that there is no stream of record.
 	ErrAbsent = errors.New("there is no stream of record")
+	// ErrLost means that the stream of record lacks events that were acknowledged,
+	// or is gone. An operator has to restore it, or to rebase.
+	ErrLost = errors.New("events of the stream of record are lost")
 	// ErrTooLarge means that an event or a record exceeds what one message can hold.
 	ErrTooLarge = errors.New("too large for one message")
 	// ErrReadOnly means that a State opened by ReadState was asked to write.

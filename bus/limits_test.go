@@ -284,6 +284,8 @@ func TestAnotherStreamUnderTheSameNameIsNoticed(t *testing.T) {
 	require.NoError(t, err)
 	require.NoError(t, js.DeleteStream(ctxT(t), bus.StreamName))
 	require.ErrorIs(t, b.Ready(ctxT(t)), bus.ErrUnavailable)
+	_, err = bus.Rebase(ctxT(t), bus.Options{Server: server, Times: bustest.Times(), MaxBytes: 64 << 20}, bus.LogPosition{}, false)
+	require.NoError(t, err)
 	again := bustest.Open(t, server)
 	require.NotEqual(t, b.Incarnation(), again.Incarnation())
 	require.ErrorIs(t, b.Ready(ctxT(t)), bus.ErrIncarnation)

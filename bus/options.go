@@ -60,6 +60,10 @@ type Options struct {
 	// discarded then. Default 1 GiB.
 	MaxBytes int64
 
+	// Admit is told what the stream of record holds before anything is made or
+	// changed; an error ends Open. Default: everything is admitted.
+	Admit func(LogState) error
+
 	// InFlight is how many messages this process handles at once. Default 16.
 	InFlight int
 	// MaxAttempts is how often an event is tried before it is set aside. Default 10.

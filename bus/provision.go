@@ -94,6 +94,9 @@ func (b *Bus) deadConfig() jetstream.StreamConfig {
 func (b *Bus) provision(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, 4*b.opts.Times.Request)
 	defer cancel()
+	if err := b.admit(ctx); err != nil {
+		return err
+	}
 	want := b.recordConfig()
 	s, err := b.openStream(ctx, want)
 	if err != nil {

@@ -19,12 +19,14 @@ type LogState struct {
 	First, Last         uint64
 	FirstTime, LastTime time.Time // UTC; zero without events
 	Events, Bytes       uint64
+	// Ancestors are what an operator declared that this stream continues.
+	Ancestors []Ancestor
 }
 
 func logState(info *jetstream.StreamInfo) LogState {
 	st := info.State
 	out := LogState{Exists: true, Incarnation: info.Config.Metadata[metaIncarnation],
-		First: st.FirstSeq, Last: st.LastSeq, Events: st.Msgs, Bytes: st.Bytes}
+		First: st.FirstSeq, Last: st.LastSeq, Events: st.Msgs, Bytes: st.Bytes, Ancestors: parseAncestors(info.Config.Metadata[metaAncestors])}
 	if st.Msgs > 0 {
 		out.FirstTime, out.LastTime = st.FirstTime.UTC(), st.LastTime.UTC()
 	}

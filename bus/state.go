@@ -64,6 +64,9 @@ func OpenState[T any](ctx context.Context, b *Bus, o StateOptions[T]) (*State[T]
 	if err != nil {
 		return nil, err
 	}
+	if err := b.persist(ctx, "the records of "+o.Handler, func() error { return b.checkRecords(ctx, o.Handler, s.kv) }); err != nil {
+		return nil, fmt.Errorf("open state: %w", err)
+	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.states[o.Handler] = s

@@ -128,6 +128,7 @@ func buildCatalog() []Definition {
 		def(DeadletterDropRequested{}, KeyEither, "api", "", "A person or tool asked to delete dead letters; read by the handler that it names alone."),
 		def(DeadletterRedriven{}, KeyEither, "bus", "", "Dead letters were published again, for the handler that it names, which alone reads this."),
 		def(DeadletterDropped{}, KeyEither, "bus", "", "Dead letters were deleted."),
+		def(LogRebased{}, KeyCluster, "app", "", "A person declared the present stream of record to be the truth, after events were lost."),
 		def(DeadletterRequestRefused{}, KeyEither, "bus", "", "A redrive or drop could not be carried out, and why."),
 		def(AccessRefused{}, KeyCluster, "api", "", "Calls were refused; aggregated."),
 	}

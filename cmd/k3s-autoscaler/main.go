@@ -10,6 +10,7 @@ import (
 	"syscall"
 	"text/tabwriter"
 
+	"github.com/k3s-autoscaler/k3s-autoscaler/bus"
 	"github.com/k3s-autoscaler/k3s-autoscaler/internal/app"
 	"github.com/k3s-autoscaler/k3s-autoscaler/internal/app/demo"
 	"github.com/k3s-autoscaler/k3s-autoscaler/internal/cli"
@@ -25,7 +26,7 @@ func main() { os.Exit(execute()) }
 func execute() int {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	return cli.Execute(ctx, cli.Options{Version: version, Run: run, Demo: show, Replay: again, BusProvision: provision, BusPermissions: permissions}, os.Args[1:])
+	return cli.Execute(ctx, cli.Options{Version: version, Run: run, Demo: show, Replay: again, BusProvision: provision, BusPermissions: permissions, BusRebase: rebase}, os.Args[1:])
 }
 
 func run(ctx context.Context, o cli.RunOptions) (err error) {
@@ -85,4 +86,12 @@ func provision(ctx context.Context, o cli.ProvisionOptions) error {
 
 func permissions(o cli.PermissionsOptions) error {
 	return app.WritePermissions(o.Stdout, o.Format, o.Users)
+}
+
+func rebase(ctx context.Context, o cli.RebaseOptions) (bus.Rebased, error) {
+	log, err := telemetry.NewLogger(os.Stderr, telemetry.LogOptions{Level: "warn", Format: "text"})
+	if err != nil {
+		return bus.Rebased{}, err
+	}
+	return app.Rebase(ctx, app.RebaseOptions{Config: o.Config, Actor: o.Actor, Reason: o.Reason, DryRun: o.DryRun, Logger: log})
 }

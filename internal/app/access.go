@@ -57,6 +57,5 @@ func Permissions(roles ...string) (bus.Permissions, error) {
 func Provision(ctx context.Context, c config.Bus, o Options) ([]bus.Provisioned, error) {
 	bo := busOptions(c, o)
 	bo.Role = "" // whoever administers may use the default inbox
-	bo.Registerer = nil
 	return bus.Provision(ctx, bo, everyone())
 }

@@ -65,6 +65,11 @@ func New(ctx context.Context, o Options) (_ *App, err error) {
 			err = errors.Join(err, a.Close())
 		}
 	}()
+	if o.has(RoleAuditing) { // it knows how long the log was
+		if err := a.openStore(ctx); err != nil {
+			return nil, err
+		}
+	}
 	if err := a.openBus(ctx); err != nil {
 		return nil, err
 	}

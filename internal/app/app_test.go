@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"log/slog"
 	"net/http"
-	"os"
 	"path/filepath"
 	"testing"
 	"time"
@@ -145,17 +144,6 @@ func TestTheMinimumIsReachedAndEverythingIsAudited(t *testing.T) {
 	require.Equal(t, 2, b.count(t, a, events.TypeConfigApplied))
 	require.Equal(t, 1, b.count(t, a, events.TypeNodeClaimed))
 	stop()
-}
-
-func TestALogThatIsShorterThanTheAuditIsReported(t *testing.T) {
-	t.Parallel()
-	b := setup(t)
-	a, stop := b.run(t, true)
-	require.Eventually(t, func() bool { return b.count(t, a, events.TypeNodeClaimed) == 1 }, 30*time.Second, 50*time.Millisecond)
-	stop()
-	require.NoError(t, os.RemoveAll(filepath.Join(b.dir, "bus")))
-	_, err := New(t.Context(), Options{Config: b.config, DryRun: true, World: b.world, Logger: slog.New(slog.DiscardHandler)})
-	require.ErrorContains(t, err, "the log is another one")
 }
 
 func TestARoleThatFailsEndsTheProcess(t *testing.T) {

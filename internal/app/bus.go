@@ -29,6 +29,9 @@ func (a *App) openBus(ctx context.Context) error {
 		}
 		a.server, o.Server, o.Sole = server, server, c.Embedded.Listen == ""
 	}
+	if a.store != nil {
+		o.Admit = func(st bus.LogState) error { return a.admitLog(ctx, st) }
+	}
 	b, err := bus.Open(ctx, o)
 	if err != nil {
 		return fmt.Errorf("open the bus: %w", err)
@@ -38,12 +41,39 @@ func (a *App) openBus(ctx context.Context) error {
 	return nil
 }
 
+// admitLog compares the log with the high-water mark outside of it, before
+// anything is made: a log that is gone, shorter than what was recorded of it, or
+// another one has lost acknowledged events, and carrying on in silence would hide
+// that.
+func (a *App) admitLog(ctx context.Context, st bus.LogState) error {
+	incarnation, high, err := a.store.High(ctx)
+	if err != nil {
+		return fmt.Errorf("read the high-water mark of the audit store: %w", err)
+	}
+	const advice = "restore the bus's data; or state by 'k3s-autoscaler bus rebase' that what is there is the truth"
+	_, continues := st.Continues(incarnation)
+	switch {
+	case incarnation == "":
+		return nil
+	case !st.Exists:
+		return fmt.Errorf("%w: the log is gone, while %d events of it were recorded in the audit store; %s", bus.ErrLost, high, advice)
+	case !continues:
+		return fmt.Errorf("%w: the log is another one (%s) than the audit store recorded (%s, up to sequence %d); %s", bus.ErrLost, st.Incarnation, incarnation, high, advice)
+	case st.Incarnation == incarnation && st.Last < high:
+		return fmt.Errorf("%w: the log ends at sequence %d, while sequence %d of it was recorded in the audit store; %s", bus.ErrLost, st.Last, high, advice)
+	}
+	return nil
+}
+
 // busOptions are the options of a connection to the bus that c describes. An
 // embedded server is not among them.
 func busOptions(c config.Bus, o Options) bus.Options {
 	bo := bus.Options{
 		Replicas: c.Replicas, MaxAge: c.MaxAge.Std(), MaxBytes: int64(c.MaxBytes), InFlight: c.InFlight,
-		Times: o.Times, Logger: o.Logger, Registerer: o.Registry, Clock: o.Clock, OnStep: crashHook(),
+		Times: o.Times, Logger: o.Logger, Clock: o.Clock, OnStep: crashHook(),
+	}
+	if o.Registry != nil { // a nil pointer would be a Registerer
+		bo.Registerer = o.Registry
 	}
 	if c.URL != "" {
 		bo.URL, bo.Connect, bo.Provisioned = strings.Join(c.Servers(), ","), connectOptions(c, o), c.Provisioned

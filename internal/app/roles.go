@@ -40,39 +40,11 @@ func (a *App) addAuditing(ctx context.Context) error {
 	if err := a.openStore(ctx); err != nil {
 		return err
 	}
-	if err := a.checkLog(ctx); err != nil {
-		return err
-	}
 	h, err := auditing.New(auditing.Options{Store: recording.Store{Audit: a.store}, Log: a.bus, Clock: a.opts.Clock, Logger: a.opts.Logger, Registerer: a.opts.Registry})
 	if err != nil {
 		return err
 	}
 	a.last = append(a.last, role{RoleAuditing, func(ctx context.Context) error { return a.bus.RunBatch(ctx, h) }})
-	return nil
-}
-
-// checkLog compares the log with the high-water mark outside of it: a stream
-// that is shorter than what was recorded from it has lost acknowledged events,
-// and carrying on in silence would hide that.
-func (a *App) checkLog(ctx context.Context) error {
-	incarnation, high, err := a.store.High(ctx)
-	if err != nil {
-		return fmt.Errorf("read the high-water mark of the audit store: %w", err)
-	}
-	last, err := a.bus.LastSequence(ctx)
-	if err != nil {
-		return fmt.Errorf("read the end of the log: %w", err)
-	}
-	switch {
-	case incarnation == "":
-		return nil
-	case incarnation != a.bus.Incarnation():
-		return fmt.Errorf("the log is another one (%s) than the audit store recorded (%s, up to sequence %d): "+
-			"the bus's data was lost or replaced; restore it, or move the audit store's file away to begin anew", a.bus.Incarnation(), incarnation, high)
-	case last < high:
-		return fmt.Errorf("the log ends at sequence %d, but %d events of it were recorded: acknowledged events were lost; "+
-			"restore the bus's data, or move both aside to begin anew", last, high)
-	}
 	return nil
 }
 

@@ -12,7 +12,7 @@ import (
 var busFormats = []string{"nats", "json"}
 
 func (a *app) busCommand() *cobra.Command {
-	return parent("bus", "Set up an external NATS", a.busProvisionCommand(), a.busPermissionsCommand())
+	return parent("bus", "Set up an external NATS, and recover from lost events", a.busProvisionCommand(), a.busPermissionsCommand(), a.busRebaseCommand())
 }
 
 func (a *app) busProvisionCommand() *cobra.Command {

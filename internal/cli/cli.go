@@ -16,6 +16,7 @@ import (
 	"github.com/spf13/cobra"
 	"k8s.io/utils/clock"
 
+	"github.com/k3s-autoscaler/k3s-autoscaler/bus"
 	"github.com/k3s-autoscaler/k3s-autoscaler/internal/config"
 	"github.com/k3s-autoscaler/k3s-autoscaler/internal/replay"
 )
@@ -78,6 +79,7 @@ type Options struct {
 	Replay  func(ctx context.Context, o ReplayOptions) (replay.Report, error)
 
 	BusProvision   func(ctx context.Context, o ProvisionOptions) error
+	BusRebase      func(ctx context.Context, o RebaseOptions) (bus.Rebased, error)
 	BusPermissions func(o PermissionsOptions) error
 
 	Stdin  io.Reader

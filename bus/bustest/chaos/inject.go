@@ -246,7 +246,7 @@ func (r *runner) stepDown(ctx context.Context) error {
 	r.log.Add(fault)
 	var errs []error
 	for _, s := range subjects {
-		m, err := nc.RequestWithContext(ctx, "$JS.API."+s, nil)
+		m, err := nc.Request("$JS.API."+s, nil, 2*r.s.Times.AckWait) // the answer may be lost with a leader
 		if err == nil && strings.Contains(string(m.Data), `"success":true`) {
 			continue
 		}
