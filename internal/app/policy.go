@@ -14,9 +14,9 @@ import (
 )
 
 // applyConfig publishes the policy of every cluster: decisions follow the log,
-// never the file. The id derives from the digest and the event it follows, so
-// that going back to an earlier policy is an event of its own, and two gateways
-// that start at once publish in turn.
+// never the file. The id derives from the digest and the event it follows in this
+// log, so that going back to an earlier policy is an event of its own, and two
+// gateways that start at once publish in turn.
 func (a *App) applyConfig(ctx context.Context) error {
 	for _, c := range a.opts.Config.Clusters {
 		policy := a.opts.Config.Policy(c.Name)
@@ -53,7 +53,7 @@ func (a *App) publishConfig(ctx context.Context, cluster, digest string, policy 
 		previous = last.Sequence
 	}
 	e, err := events.New(events.Meta{
-		Cluster: cluster, Publisher: "app", ID: events.ID("config", cluster, digest, strconv.FormatUint(previous, 10)),
+		Cluster: cluster, Publisher: "app", ID: events.ID("config", cluster, digest, a.bus.Incarnation(), strconv.FormatUint(previous, 10)),
 		Time: a.opts.Clock.Now(), DryRun: a.opts.DryRun,
 	}, events.ConfigApplied{
 		Digest: digest, Previous: previous, DryRun: a.opts.DryRun, Version: a.opts.Version, Start: a.started, Policy: policy,

@@ -66,6 +66,10 @@ func TestALostLogIsReportedAndARebaseIsAudited(t *testing.T) {
 	require.Equal(t, "alice", found[0].Actor)
 	require.Equal(t, "the disk died", found[0].Reason)
 	require.Equal(t, r.Incarnation, found[0].Incarnation)
+	require.Eventually(t, func() bool {
+		configs, err := a.Audit().List(t.Context(), audit.Query{Types: []string{events.TypeConfigApplied}, Order: audit.NewestFirst})
+		return err == nil && configs[0].Incarnation == r.Incarnation
+	}, 30*time.Second, 50*time.Millisecond, "the policy of the new log is an event of its own")
 	before, err := a.Audit().List(t.Context(), audit.Query{Types: []string{events.TypeNodeClaimed}})
 	require.NoError(t, err)
 	require.NotEmpty(t, before, "what was recorded before stays")
