@@ -101,9 +101,7 @@ func explain(err error) failure {
 // exhausted ends a message that is not tried again: unless its effect was
 // written and only its publication or acknowledgement failed, it is set aside.
 func (l *puller) exhausted(f *inflight, t tally) error {
-	l.b.mu.Lock()
-	state := l.b.states[l.opts.Handler]
-	l.b.mu.Unlock()
+	state := l.b.state(l.opts.Handler)
 	ctx := context.WithoutCancel(f.ctx)
 	if state != nil {
 		settled, err := state.settle(ctx, f.delivery)

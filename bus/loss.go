@@ -89,6 +89,11 @@ func (b *Bus) admit(ctx context.Context) error {
 	return nil
 }
 
+// check implements keeper.
+func (s *State[T]) check(ctx context.Context) error {
+	return s.b.persist(ctx, "the records of "+s.opts.Handler, func() error { return s.b.checkRecords(ctx, s.opts.Handler, s.kv) })
+}
+
 // checkRecords refuses records of a handler that know more than the stream of
 // record holds, or another one.
 func (b *Bus) checkRecords(ctx context.Context, handler string, kv jetstream.KeyValue) error {

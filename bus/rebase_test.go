@@ -69,6 +69,11 @@ func (d *dataDir) refused(text string) {
 		if err == nil {
 			defer b.Close()
 			_, err = bus.OpenState(ctxT(d.t), b, bus.StateOptions[counter]{Handler: events.HandlerProvisioning})
+			require.NoError(d.t, err)
+			err = b.Run(ctxT(d.t), handler{events.HandlerProvisioning, func(context.Context, bus.Delivery) error {
+				d.t.Error("it handles")
+				return nil
+			}})
 		}
 		require.ErrorIs(d.t, err, bus.ErrLost)
 		require.ErrorContains(d.t, err, text)

@@ -45,6 +45,11 @@ func (b *Bus) Run(ctx context.Context, hs ...Handler) error {
 			return fmt.Errorf("run: two handlers are named %s", h.Name())
 		}
 		names[h.Name()] = true
+		if state := b.state(h.Name()); state != nil {
+			if err := state.check(ctx); err != nil {
+				return ignoreEnd(ctx, fmt.Errorf("run: %w", err))
+			}
+		}
 		sub, err := b.subscriber(ctx, h.Name())
 		if err != nil {
 			return ignoreEnd(ctx, fmt.Errorf("run: %w", err))
@@ -72,10 +77,7 @@ func (b *Bus) Run(ctx context.Context, hs ...Handler) error {
 	defer cancel()
 	for name := range names {
 		background.Go(func() { b.measure(bctx, name) })
-		b.mu.Lock()
-		state := b.states[name]
-		b.mu.Unlock()
-		if state != nil {
+		if state := b.state(name); state != nil {
 			background.Go(func() { state.keep(bctx) })
 		}
 	}
@@ -83,6 +85,13 @@ func (b *Bus) Run(ctx context.Context, hs ...Handler) error {
 		return ignoreEnd(ctx, fmt.Errorf("run: %w", err))
 	}
 	return nil
+}
+
+// state returns what a handler keeps, nil if nothing.
+func (b *Bus) state(handler string) keeper {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.states[handler]
 }
 
 // subscriber returns a Subscriber that has what it needs to begin: the router

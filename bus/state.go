@@ -50,6 +50,8 @@ type keeper interface {
 	// settle reports whether the delivery was applied already, and publishes its
 	// events again if so.
 	settle(ctx context.Context, d Delivery) (bool, error)
+	// check refuses records that know more than the stream of record holds.
+	check(ctx context.Context) error
 	// keep sweeps until ctx ends; it returns at once when a sweep runs already.
 	keep(ctx context.Context)
 }
@@ -63,9 +65,6 @@ func OpenState[T any](ctx context.Context, b *Bus, o StateOptions[T]) (*State[T]
 	s, err := openState(ctx, b, o, false)
 	if err != nil {
 		return nil, err
-	}
-	if err := b.persist(ctx, "the records of "+o.Handler, func() error { return b.checkRecords(ctx, o.Handler, s.kv) }); err != nil {
-		return nil, fmt.Errorf("open state: %w", err)
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()

@@ -106,7 +106,7 @@ func TestClaimThatWaitedTooLongForAWorkerFailsAndCreatesNothing(t *testing.T) {
 	b := newBundle(t)
 	idle := b.handler(nil) // handles, does not work
 	claim := b.claim(func(p *events.NodeClaimed) { p.NotAfter = time.Now().Add(300 * time.Millisecond) })
-	require.NoError(t, idle.h.Handle(t.Context(), b.delivery(b.event("decision", claim), 1)))
+	require.NoError(t, idle.h.Handle(t.Context(), b.delivery(b.publish("decision", claim), 1)))
 	require.Eventually(t, func() bool { return time.Now().After(claim.NotAfter) }, 5*time.Second, 10*time.Millisecond)
 	b.start(nil)
 	failed, _ := await[events.NodeFailed](b)
