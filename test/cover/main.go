@@ -17,6 +17,10 @@ import (
 
 const module = "github.com/k3s-autoscaler/k3s-autoscaler/"
 
+// machinery runs in processes that tests start and kill, whose coverage is lost
+// with them. It is test code, and no part of the product.
+const machinery = "bus/bustest"
+
 // floors are percentages of statements by folder.
 var floors = []struct {
 	folder string
@@ -64,6 +68,9 @@ func main() {
 	for _, f := range floors {
 		var all []block
 		for n, bs := range folders {
+			if strings.HasPrefix(n, machinery) {
+				continue
+			}
 			if n == f.folder || strings.HasPrefix(n, f.folder+"/") {
 				all = append(all, bs...)
 			}
