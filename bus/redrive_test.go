@@ -170,12 +170,14 @@ func TestWhatIsPublishedDuringARedriveStaysBehindIt(t *testing.T) {
 				return
 			}
 			more.Store(int32(i + 1))
-			time.Sleep(2 * time.Millisecond)
+			// A node has a few events a minute. A key that gets them faster than they
+			// can be copied would stay parked, as on a machine with the race detector.
+			time.Sleep(100 * time.Millisecond)
 		}
 	})
 	redrive(t, b, "n1", "r1")
 	eventually(t, func() bool { return len(parkedKeys(t, b)) == 0 }, "it ends, though events keep coming")
-	time.Sleep(50 * time.Millisecond)
+	time.Sleep(300 * time.Millisecond) // some come afterwards, too
 	close(stop)
 	wg.Wait()
 	n := int(more.Load())
