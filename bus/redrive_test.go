@@ -161,23 +161,23 @@ func TestWhatIsPublishedDuringARedriveStaysBehindIt(t *testing.T) {
 	var wg sync.WaitGroup
 	wg.Go(func() {
 		for i := 30; ; i++ {
-			select {
-			case <-stop:
-				return
-			default:
-			}
 			if b.Publish(ctxT(t), observed(t, "home", "n1", "e"+num(i))) != nil {
 				return
 			}
 			more.Store(int32(i + 1))
 			// A node has a few events a minute. A key that gets them faster than they
 			// can be copied would stay parked, as on a machine with the race detector.
-			time.Sleep(100 * time.Millisecond)
+			select {
+			case <-stop:
+				return
+			case <-time.After(100 * time.Millisecond):
+			}
 		}
 	})
 	redrive(t, b, "n1", "r1")
 	eventually(t, func() bool { return len(parkedKeys(t, b)) == 0 }, "it ends, though events keep coming")
-	time.Sleep(300 * time.Millisecond) // some come afterwards, too
+	unparked := more.Load()
+	eventually(t, func() bool { return more.Load() > unparked+1 }, "some come afterwards, too")
 	close(stop)
 	wg.Wait()
 	n := int(more.Load())

@@ -151,7 +151,7 @@ func run(ctx context.Context, args []string, out io.Writer) error {
 	table := markdown(results, *runs)
 	fmt.Fprint(out, "\n", table)
 	if *file != "" {
-		if err := os.WriteFile(*file, []byte(table), 0o644); err != nil { //nolint:gosec // a page of the documentation
+		if err := os.WriteFile(*file, []byte(table), 0o644); err != nil {
 			return err
 		}
 	}
