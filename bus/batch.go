@@ -407,10 +407,9 @@ func (r *batchRunner) undecodable(ctx context.Context, m jetstream.Msg, d Delive
 func (b *Bus) measureBatch(ctx context.Context, handler string) {
 	tick := b.wire.NewTicker(b.opts.Times.Metrics)
 	defer tick.Stop()
+	waiting := backlog{b: b, handler: handler, consumers: []string{handler}}
 	for {
-		if info, err := b.consumerInfo(ctx, handler); err == nil {
-			b.metrics.depth.WithLabelValues(handler).Set(float64(info.NumPending) + float64(info.NumAckPending))
-		}
+		waiting.measure(ctx)
 		b.measureDead(ctx, handler, false)
 		select {
 		case <-ctx.Done():

@@ -98,29 +98,34 @@ func TestBackoffGrowsToItsMaximum(t *testing.T) {
 	}
 }
 
-func TestALaggingReaderNearALimitIsReported(t *testing.T) {
+func TestTheRetentionThatAnEventHasUsed(t *testing.T) {
 	t.Parallel()
 	now := time.Now()
-	info := func(bytes uint64, age time.Duration) *jetstream.StreamInfo {
+	info := func(bytes uint64) *jetstream.StreamInfo {
 		return &jetstream.StreamInfo{
 			Config: jetstream.StreamConfig{MaxBytes: 1000, MaxAge: 10 * time.Hour},
-			State:  jetstream.StreamState{Msgs: 100, Bytes: bytes, FirstSeq: 101, LastSeq: 200, FirstTime: now.Add(-age)},
+			State:  jetstream.StreamState{Msgs: 100, Bytes: bytes, FirstSeq: 101, LastSeq: 200},
 		}
 	}
 	for _, c := range []struct {
-		name  string
-		info  *jetstream.StreamInfo
-		floor uint64
-		want  bool
+		name string
+		info *jetstream.StreamInfo
+		seq  uint64
+		age  time.Duration
+		want float64
 	}{
-		{"far from every limit", info(500, time.Hour), 101, false},
-		{"full, and far behind", info(900, time.Hour), 110, true},
-		{"full, and not behind", info(900, time.Hour), 150, false},
-		{"old, and far behind", info(100, 9*time.Hour), 110, true},
-		{"events were lost already", info(900, time.Hour), 50, true},
-		{"an empty stream", &jetstream.StreamInfo{}, 0, false},
+		{"the first of a full stream", info(1000), 101, time.Hour, 1},
+		{"the middle of a full stream", info(1000), 151, time.Hour, 0.5},
+		{"the middle of a stream that is half full", info(500), 151, time.Hour, 0.25},
+		{"the last of a full stream", info(1000), 200, 0, 0.01},
+		{"an old one with much behind it", info(500), 151, 9 * time.Hour, 0.9},
+		{"one that is overdue", info(500), 151, 11 * time.Hour, 1},
+		{"one that came after the state was read", info(1000), 201, 0, 0},
+		{"one that was discarded meanwhile", info(900), 99, 0, 0.9},
+		{"a clock that is behind the server's", info(0), 151, -time.Hour, 0},
+		{"a stream without limits", &jetstream.StreamInfo{State: info(1).State}, 101, time.Hour, 0},
 	} {
-		require.Equal(t, c.want, nearLoss(c.info, c.floor, now), c.name)
+		require.InDelta(t, c.want, retentionUsed(c.info, c.seq, now.Add(-c.age), now), 1e-9, c.name)
 	}
 }
 

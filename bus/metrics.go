@@ -17,6 +17,7 @@ type metrics struct {
 	waiting     *prometheus.GaugeVec
 	parked      *prometheus.GaugeVec
 	published   *prometheus.CounterVec
+	retention   *prometheus.GaugeVec
 }
 
 func newMetrics(reg prometheus.Registerer, log *slog.Logger) *metrics {
@@ -46,6 +47,10 @@ func newMetrics(reg prometheus.Registerer, log *slog.Logger) *metrics {
 		parked: Register(reg, log, prometheus.NewGaugeVec(prometheus.GaugeOpts{
 			Name: "autoscaler_bus_parked_keys",
 			Help: "Nodes on which a handler does not act until their dead letters are redriven or dropped.",
+		}, []string{"handler"})),
+		retention: Register(reg, log, prometheus.NewGaugeVec(prometheus.GaugeOpts{
+			Name: "autoscaler_bus_retention_used_ratio",
+			Help: "Share of the stream's retention, by age or space, that the oldest event which a handler has not read has used; at 1 it is discarded unread.",
 		}, []string{"handler"})),
 		published: Register(reg, log, prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "autoscaler_bus_published_total",

@@ -9,10 +9,6 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 )
 
-// nearLimit is the share of the retention from which a reader that lags is
-// reported: what it has not read is discarded next.
-const nearLimit = 0.8
-
 // Ready reports why this process can't do its work on the bus, or nil: the
 // connection is down, JetStream does not answer, the stream of record is gone or
 // another one, or a handler that runs here lags so far behind that events are
@@ -38,28 +34,17 @@ func (b *Bus) Ready(ctx context.Context) error {
 			errs = append(errs, fmt.Errorf("bus: consumer %s: %w", name, err))
 			continue
 		}
-		if c.NumPending+uint64(c.NumAckPending) > 0 && nearLoss(info, c.AckFloor.Stream, b.wire.Now()) {
-			errs = append(errs, fmt.Errorf("bus: consumer %s has %d events to read and is about to lose the oldest: they are discarded at max_age %s or max_bytes %d",
-				name, c.NumPending, info.Config.MaxAge, info.Config.MaxBytes))
+		l, err := b.lagOf(ctx, info, c)
+		if err != nil {
+			errs = append(errs, fmt.Errorf("bus: %w", err))
+			continue
+		}
+		if l.near() {
+			errs = append(errs, fmt.Errorf("bus: consumer %s has %d events to read and is about to lose the oldest, event %d of %s: it has used %.0f %% of max_age %s or max_bytes %d",
+				name, l.events, l.oldest, l.at.UTC().Format(time.RFC3339), 100*l.used, info.Config.MaxAge, info.Config.MaxBytes))
 		}
 	}
 	return errors.Join(errs...)
-}
-
-// nearLoss reports whether a reader that has acknowledged everything up to floor
-// is among the oldest fifth of a stream that is near one of its limits.
-func nearLoss(info *jetstream.StreamInfo, floor uint64, now time.Time) bool {
-	st, cfg := info.State, info.Config
-	if st.Msgs == 0 {
-		return false
-	}
-	full := cfg.MaxBytes > 0 && float64(st.Bytes) >= nearLimit*float64(cfg.MaxBytes)
-	old := cfg.MaxAge > 0 && float64(now.Sub(st.FirstTime)) >= nearLimit*float64(cfg.MaxAge)
-	if !full && !old {
-		return false
-	}
-	span := float64(st.LastSeq - st.FirstSeq + 1)
-	return floor < st.FirstSeq || float64(floor-st.FirstSeq+1) < (1-nearLimit)*span
 }
 
 // reading notes which consumers this process serves.

@@ -149,14 +149,13 @@ func (poison) Publish(_ string, msgs ...*message.Message) error {
 
 func (poison) Close() error { return nil }
 
-// measure reports how many events wait for a handler.
+// measure reports what waits for a handler.
 func (b *Bus) measure(ctx context.Context, handler string) {
 	tick := b.wire.NewTicker(b.opts.Times.Metrics)
 	defer tick.Stop()
+	waiting := backlog{b: b, handler: handler, consumers: Access{Handler: handler}.consumers()}
 	for {
-		if n, err := b.Pending(ctx, handler); err == nil {
-			b.metrics.depth.WithLabelValues(handler).Set(float64(n))
-		}
+		waiting.measure(ctx)
 		b.measureDead(ctx, handler, true)
 		select {
 		case <-ctx.Done():
