@@ -80,6 +80,7 @@ func PermissionsFor(everyone []Access, roles ...Access) Permissions {
 	g.api("STREAM.INFO", StreamName)
 	g.api("STREAM.INFO", TimersStream)
 	g.api("STREAM.INFO", DeadLetterStream)
+	g.api("STREAM.INFO", PayloadStream)
 	for _, a := range roles {
 		g.inbox(a)
 		g.publishers(a)
@@ -133,6 +134,10 @@ func (g *grants) publishers(a Access) {
 		redrives := a.Handler != "" && !a.Batch && d.ReadBy(a.Handler)
 		if !publishes && !redrives {
 			continue
+		}
+		if d.Unbounded() {
+			g.pub("$O." + payloadBucket + ".>")
+			g.payloads() // what is stored already is not stored again
 		}
 		node := "*"
 		if d.Key == events.KeyCluster {
@@ -190,6 +195,7 @@ func (g *grants) record(a Access) {
 		return
 	}
 	g.reads = true
+	g.payloads()
 	g.ephemeral(StreamName, filterSubject("*", "*", "*", ">"))
 	g.api("DIRECT.GET", StreamName) // by sequence
 	if a.Record {
@@ -197,6 +203,9 @@ func (g *grants) record(a Access) {
 		g.api("DIRECT.GET", StreamName, ">")
 	}
 }
+
+// payloads allows to read the data of events that is stored apart.
+func (g *grants) payloads() { g.api("STREAM.MSG.GET", PayloadStream) }
 
 // deadLetters allows a handler to read and remove what it set aside.
 func (g *grants) deadLetters(a Access) {

@@ -58,7 +58,7 @@ func (p *provisioner) all(ctx context.Context, everyone []Access) error {
 	if err := compatible(s.CachedInfo().Config, record); err != nil {
 		return fmt.Errorf("stream %s: %w", StreamName, err)
 	}
-	for _, c := range []jetstream.StreamConfig{p.b.timersConfig(), p.b.deadConfig()} {
+	for _, c := range []jetstream.StreamConfig{p.b.timersConfig(), p.b.deadConfig(), p.b.payloadConfig()} {
 		if _, err := p.stream(ctx, c); err != nil {
 			return err
 		}

@@ -161,8 +161,12 @@ func (s *State[T]) commit(ctx context.Context, c commitment[T]) (entry, uint64, 
 	k := c.turn.Key
 	for _, e := range c.turn.out {
 		// What can't be published must not get into an outbox.
-		if _, err := s.b.encode(e); err != nil {
-			return c.next, 0, Terminal(fmt.Errorf("emit for %s: %w", k, err))
+		if _, err := s.b.encode(ctx, e); err != nil {
+			err = fmt.Errorf("emit for %s: %w", k, err)
+			if errors.Is(err, ErrUnavailable) || ctx.Err() != nil {
+				return c.next, 0, err // its data could not be stored apart
+			}
+			return c.next, 0, Terminal(err)
 		}
 		c.next.Outbox = append(c.next.Outbox, owed{Sequence: c.turn.origin.sequence, Event: e})
 	}

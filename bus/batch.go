@@ -145,7 +145,7 @@ func (r *batchRunner) receive(ctx context.Context, it jetstream.MessagesContext)
 	if len(r.held) > 0 {
 		opt = jetstream.NextMaxWait(wait)
 	}
-	for len(r.held) < maxBatch {
+	for large := false; len(r.held) < maxBatch && !large; {
 		m, err := it.Next(opt)
 		if errors.Is(err, nats.ErrTimeout) {
 			break
@@ -162,8 +162,13 @@ func (r *batchRunner) receive(ctx context.Context, it jetstream.MessagesContext)
 		if seq <= r.floor {
 			continue // acknowledged already
 		}
-		d, decodeErr := r.b.delivery(m.Subject(), m.Headers(), m.Data(), seq, meta.Timestamp)
+		d, decodeErr := r.b.parse(m.Subject(), m.Headers(), m.Data(), seq, meta.Timestamp)
 		d.Attempt = int(meta.NumDelivered)
+		if _, apart := claimed(d.Event); apart && decodeErr == nil {
+			// It ends the batch: what it takes, in memory and time, is that of one.
+			large = true
+			decodeErr = r.b.complete(ctx, &d, m.Subject())
+		}
 		var undecodable *UndecodableError
 		switch {
 		case errors.As(decodeErr, &undecodable):

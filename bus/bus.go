@@ -29,9 +29,10 @@ type Bus struct {
 	refusals   *refusals
 	wire       wireClock // the clock of the protocol with the server
 
-	mu     sync.Mutex
-	states map[string]keeper // by handler
-	serves map[string]int    // consumers that this process reads
+	mu       sync.Mutex
+	states   map[string]keeper // by handler
+	payloads jetstream.Stream  // nil: not needed yet
+	serves   map[string]int    // consumers that this process reads
 
 	stop context.CancelFunc
 	done sync.WaitGroup

@@ -30,7 +30,8 @@ const (
 const (
 	// compressFrom is the size in bytes from which data is compressed.
 	compressFrom = 256 << 10
-	// maxDecoded bounds what a compressed message may become, in bytes.
+	// maxDecoded bounds the data of an event, in bytes: what a compressed message
+	// or object may become.
 	maxDecoded = 64 << 20
 )
 
@@ -64,6 +65,9 @@ func EncodeEvent(e events.Event) (*nats.Msg, error) {
 		return nil, fmt.Errorf("event %s: %w", e.ID(), err)
 	}
 	m := &nats.Msg{Subject: subject, Header: make(nats.Header, 16)}
+	if n := len(e.Data()); n > maxDecoded {
+		return nil, fmt.Errorf("event %s (%s): %w: its data has %d bytes, at most %d", e.ID(), e.Type(), ErrTooLarge, n, maxDecoded)
+	}
 	if err := encodeInto(m, e); err != nil {
 		return nil, fmt.Errorf("event %s: %w", e.ID(), err)
 	}
@@ -78,9 +82,11 @@ func MessageID(e events.Event) string { return events.ID(e.Source(), e.ID()) }
 func encodeInto(m *nats.Msg, e events.Event) error {
 	err := attributes(e, func(name, v string) { m.Header[name] = []string{encodeValue(v)} })
 	m.Data = e.Data()
-	if len(m.Data) >= compressFrom {
-		m.Data = zstdEncoder.EncodeAll(m.Data, nil)
-		m.Header[headerEncoding] = []string{encodingZstd}
+	if len(m.Data) < compressFrom {
+		return err
+	}
+	if small := zstdEncoder.EncodeAll(m.Data, nil); len(small) < len(m.Data) {
+		m.Data, m.Header[headerEncoding] = small, []string{encodingZstd}
 	}
 	return err
 }

@@ -62,7 +62,8 @@ type DeadLetter struct {
 	Subject string
 	Header  map[string][]string
 	Data    []byte
-	// Bodyless says that Data had no room: the stream of record has it at Sequence.
+	// Bodyless says that Data had no room: the stream of record has it at Sequence,
+	// or it is in the payload bucket.
 	Bodyless bool
 
 	stored []uint64 // sequences in the dead-letter stream; several when it was published twice
@@ -407,6 +408,9 @@ func readDead(m jetstream.Msg) DeadLetter {
 		return dl
 	}
 	dl.Event = e
+	if _, apart := claimed(e); apart {
+		dl.Bodyless = true
+	}
 	if r, ok, err := events.RedriveOf(e); ok && err == nil {
 		dl.Origin = r.Origin
 	}

@@ -2,8 +2,11 @@ package bus
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/k3s-autoscaler/k3s-autoscaler/events"
@@ -99,6 +102,38 @@ func (e entry) encode(k Key) ([]byte, error) {
 			k, ErrTooLarge, len(raw), len(e.State), len(e.Outbox), maxEntry)
 	}
 	return raw, nil
+}
+
+// smallPayload is the size of data in bytes that stays in an outbox in any case.
+const smallPayload = 4 << 10
+
+// encodeEntry encodes e. What has no room in it because of its outbox goes to the
+// payload bucket, the largest first: the state itself has to fit.
+func (b *Bus) encodeEntry(ctx context.Context, k Key, e entry) ([]byte, error) {
+	e.Outbox = slices.Clone(e.Outbox)
+	for {
+		raw, err := e.encode(k)
+		if !errors.Is(err, ErrTooLarge) {
+			return raw, err
+		}
+		largest := 0
+		for _, o := range e.Outbox {
+			if claimable(o.Event) == nil {
+				largest = max(largest, len(o.Event.Data()))
+			}
+		}
+		if largest < smallPayload {
+			return nil, err
+		}
+		for i, o := range e.Outbox {
+			if len(o.Event.Data()) < largest/2 || claimable(o.Event) != nil {
+				continue
+			}
+			if e.Outbox[i].Event, err = b.claim(ctx, o.Event); err != nil {
+				return nil, fmt.Errorf("record of %s: %w", k, err)
+			}
+		}
+	}
 }
 
 func decodeEntry(k Key, raw []byte) (entry, error) {

@@ -126,7 +126,7 @@ func (x errand) done(ctx context.Context) (stored, error) {
 	}
 	o := scanOptions{stream: StreamName, from: x.d.Sequence + 1, subjects: []string{filterSubject(strconv.Itoa(x.d.Partition), x.d.Key.Cluster, token, ">")}}
 	err = x.b.scan(ctx, o, func(m jetstream.Msg, meta *jetstream.MsgMetadata) (bool, error) {
-		d, err := x.b.delivery(m.Subject(), m.Headers(), m.Data(), meta.Sequence.Stream, meta.Timestamp)
+		d, err := x.b.parse(m.Subject(), m.Headers(), m.Data(), meta.Sequence.Stream, meta.Timestamp)
 		if err != nil {
 			return true, nil // no event: not ours
 		}

@@ -36,8 +36,8 @@ var (
 	// ErrLost means that the stream of record lacks events that were acknowledged,
 	// or is gone. An operator has to restore it, or to rebase.
 	ErrLost = errors.New("events of the stream of record are lost")
-	// ErrTooLarge means that an event or a record exceeds what one message can hold.
-	ErrTooLarge = errors.New("too large for one message")
+	// ErrTooLarge means that an event or a record exceeds what the bus can hold.
+	ErrTooLarge = errors.New("too large for the bus")
 	// ErrReadOnly means that a State opened by ReadState was asked to write.
 	ErrReadOnly = errors.New("the state was opened for reading only")
 )

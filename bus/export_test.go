@@ -10,3 +10,6 @@ func Mutants() map[string]func() {
 		"same id in redrive": func() { broken.copyID = true },
 	}
 }
+
+// Decompress is what a reader of an object does with it.
+func Decompress(raw []byte) ([]byte, error) { return decompress(encodingZstd, raw) }

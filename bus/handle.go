@@ -20,10 +20,13 @@ func (l *puller) handle(ctx context.Context, m jetstream.Msg, meta *jetstream.Ms
 			"handler", l.opts.Handler, "sequence", meta.Sequence.Stream)
 		return
 	}
-	d, decodeErr := l.b.delivery(m.Subject(), m.Headers(), m.Data(), meta.Sequence.Stream, meta.Timestamp)
+	d, decodeErr := l.b.parse(m.Subject(), m.Headers(), m.Data(), meta.Sequence.Stream, meta.Timestamp)
 	f := l.hold(ctx, m, d, received)
 	defer f.drop()
 	done, err := l.admit(f, decodeErr, meta.NumDelivered)
+	if err == nil && !done {
+		done, err = l.complete(ctx, f)
+	}
 	switch {
 	case err != nil:
 		l.giveBack(f, err, l.b.opts.Times.BackoffMin)
@@ -62,6 +65,24 @@ func (l *puller) admit(f *inflight, decodeErr error, delivered uint64) (done boo
 		return false, nil
 	}
 	return true, l.exhausted(f, t)
+}
+
+// complete fetches data that is stored apart; done says that the message is
+// settled, because that is gone.
+func (l *puller) complete(ctx context.Context, f *inflight) (done bool, err error) {
+	fctx, cancel := context.WithCancel(f.ctx)
+	defer cancel()
+	defer context.AfterFunc(ctx, cancel)() // the process stops
+	err = l.b.complete(fctx, &f.delivery, f.msg.Subject())
+	var lost *UndecodableError
+	switch {
+	case errors.As(err, &lost):
+		return true, l.setAside(f, failure{err: lost, attempts: f.delivery.Attempt}, !f.delivery.Key.IsCluster())
+	case err != nil && ctx.Err() != nil:
+		l.handBack(f)
+		return true, nil
+	}
+	return false, err
 }
 
 // checkParked sets aside what arrives on a parked key; done says that the message

@@ -17,6 +17,13 @@ const (
 	TimersStream = "K3SAS_TIMERS"
 	// DeadLetterStream holds the events that handlers set aside.
 	DeadLetterStream = "K3SAS_DEADLETTERS"
+	// PayloadStream holds the data of events that has no room in a message. It is
+	// the NATS object store of the bucket "k3sas-payloads".
+	PayloadStream = "OBJ_" + payloadBucket
+
+	payloadBucket = "k3sas-payloads"
+	payloadChunks = "$O." + payloadBucket + ".C." // and an object's unique id
+	payloadInfos  = "$O." + payloadBucket + ".M." // and an object's name
 
 	armedRoot  = "k3sas-armed"
 	firedRoot  = "k3sas-fired"

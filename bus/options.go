@@ -80,7 +80,8 @@ type Options struct {
 	// OnStep is called at "<handler>/write/before", "<handler>/write/after" and
 	// "<handler>/publish/after" in the message path, and "<handler>/<op>/write/before"
 	// and so on in the work path (op up to its first ':' or '/'), so that a test can
-	// end the process exactly there.
+	// end the process exactly there. Data that is stored apart comes first, with
+	// "payload/chunk/after" for each part and "payload/info/after".
 	OnStep func(step string)
 }
 

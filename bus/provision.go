@@ -107,7 +107,7 @@ func (b *Bus) provision(ctx context.Context) error {
 	}
 	b.stream = s
 	b.incarn = s.CachedInfo().Config.Metadata[metaIncarnation]
-	for _, c := range []jetstream.StreamConfig{b.timersConfig(), b.deadConfig()} {
+	for _, c := range []jetstream.StreamConfig{b.timersConfig(), b.deadConfig(), b.payloadConfig()} {
 		if _, err := b.openStream(ctx, c); err != nil {
 			return err
 		}

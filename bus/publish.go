@@ -20,10 +20,11 @@ const publishParallel = 32
 // the former was acknowledged; different keys go side by side. An event that was
 // published before (same source and id, within 10 minutes) is not stored twice.
 // After an error some of them may be stored: call again with the same events.
+// ErrTooLarge means that the data of one exceeds 64 MiB.
 func (b *Bus) Publish(ctx context.Context, es ...events.Event) error {
 	msgs := make([]*nats.Msg, len(es))
 	for i, e := range es {
-		m, err := b.encode(e)
+		m, err := b.encode(ctx, e)
 		if err != nil {
 			return fmt.Errorf("publish: %w", err)
 		}
@@ -74,7 +75,7 @@ func (b *Bus) publishEach(ctx context.Context, es []events.Event, msgs []*nats.M
 // the subject is e itself, an earlier call succeeded without knowing: that is
 // success, with the sequence it has.
 func (b *Bus) PublishExpecting(ctx context.Context, e events.Event, last uint64) (seq uint64, err error) {
-	m, err := b.encode(e)
+	m, err := b.encode(ctx, e)
 	if err != nil {
 		return 0, fmt.Errorf("publish: %w", err)
 	}
@@ -112,13 +113,27 @@ func (b *Bus) lastIs(ctx context.Context, e events.Event, subject string) (uint6
 	return m.Sequence, nil
 }
 
-func (b *Bus) encode(e events.Event) (*nats.Msg, error) {
+// encode returns e as a message that the server takes. Data that has no room in
+// it is stored apart; the message carries a reference.
+func (b *Bus) encode(ctx context.Context, e events.Event) (*nats.Msg, error) {
 	m, err := EncodeEvent(e)
 	if err != nil {
 		return nil, err
 	}
-	if limit := b.nc.MaxPayload(); int64(m.Size()) > limit {
-		return nil, fmt.Errorf("event %s (%s): %w: %d bytes after compression, the server takes %d", e.ID(), e.Type(), ErrTooLarge, m.Size(), limit)
+	if err := b.keep(ctx, e); err != nil {
+		return nil, err
+	}
+	limit := b.nc.MaxPayload()
+	if int64(m.Size()) > limit && len(m.Data) > 0 {
+		if e, err = b.claim(ctx, e); err != nil {
+			return nil, err
+		}
+		if m, err = EncodeEvent(e); err != nil {
+			return nil, err
+		}
+	}
+	if int64(m.Size()) > limit {
+		return nil, fmt.Errorf("event %s (%s): %w: its attributes have %d bytes, the server takes %d", e.ID(), e.Type(), ErrTooLarge, m.Size(), limit)
 	}
 	return m, nil
 }

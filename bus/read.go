@@ -88,7 +88,11 @@ func (b *Bus) Read(ctx context.Context, o ReadOptions) iter.Seq2[Delivery, error
 			if !o.Until.IsZero() && !meta.Timestamp.Before(o.Until) {
 				return false, nil
 			}
-			d, err := b.delivery(m.Subject(), m.Headers(), m.Data(), meta.Sequence.Stream, meta.Timestamp)
+			d, err := b.delivery(ctx, m.Subject(), m.Headers(), m.Data(), meta.Sequence.Stream, meta.Timestamp)
+			var undecodable *UndecodableError
+			if err != nil && !errors.As(err, &undecodable) {
+				return false, err
+			}
 			n++
 			return yield(d, err) && (o.Limit <= 0 || n < o.Limit), nil
 		})
@@ -119,16 +123,41 @@ func (b *Bus) Last(ctx context.Context, key Key, eventType string) (Delivery, bo
 	if err != nil {
 		return Delivery{}, false, fmt.Errorf("last %s of %s: %w", eventType, key, unavailable(err))
 	}
-	d, err := b.delivery(m.Subject, m.Header, m.Data, m.Sequence, m.Time)
+	d, err := b.delivery(ctx, m.Subject, m.Header, m.Data, m.Sequence, m.Time)
 	if err != nil {
 		return Delivery{}, false, fmt.Errorf("last %s of %s: %w", eventType, key, err)
 	}
 	return d, true, nil
 }
 
-// delivery turns a stored message into a delivery. When it is no event, the
-// rest of the delivery is as complete as the subject allows.
-func (b *Bus) delivery(subject string, h nats.Header, data []byte, seq uint64, at time.Time) (Delivery, error) {
+// delivery turns a stored message into a delivery with all its data. The error is
+// an *UndecodableError when that is certainly not possible.
+func (b *Bus) delivery(ctx context.Context, subject string, h nats.Header, data []byte, seq uint64, at time.Time) (Delivery, error) {
+	d, err := b.parse(subject, h, data, seq, at)
+	if err == nil {
+		err = b.complete(ctx, &d, subject)
+	}
+	return d, err
+}
+
+// complete gives a delivery the data that is stored apart.
+func (b *Bus) complete(ctx context.Context, d *Delivery, subject string) error {
+	e, err := b.redeem(ctx, d.Event)
+	var lost *payloadError
+	switch {
+	case errors.As(err, &lost):
+		return &UndecodableError{Sequence: d.Sequence, Subject: subject, Err: lost}
+	case err != nil:
+		return fmt.Errorf("message %d on %s: %w", d.Sequence, subject, err)
+	}
+	d.Event = e
+	return nil
+}
+
+// parse turns a stored message into a delivery, whose data may be a reference.
+// When it is no event, the rest of the delivery is as complete as the subject
+// allows.
+func (b *Bus) parse(subject string, h nats.Header, data []byte, seq uint64, at time.Time) (Delivery, error) {
 	d := Delivery{Sequence: seq, Incarnation: b.incarn, StreamTime: at.UTC(), Attempt: 1}
 	var err error
 	if d.Partition, d.Key, err = parseStored(subject); err != nil {

@@ -238,7 +238,7 @@ func (r *rebase) records(ctx context.Context, handler string) error {
 		if r.dry {
 			return nil
 		}
-		raw, err := e.encode(k)
+		raw, err := r.b.encodeEntry(ctx, k, e)
 		if err != nil {
 			return err
 		}

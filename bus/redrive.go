@@ -232,10 +232,17 @@ func (x errand) copy(ctx context.Context, dl DeadLetter, done stored) error {
 // encodeCopy returns the event of dl as it is published again: with its own id,
 // marked, and with a message id that tells it from the first publication.
 func (x errand) encodeCopy(ctx context.Context, dl DeadLetter, number int) (*nats.Msg, error) {
-	e := dl.Event
+	e, err := dl.Event, error(nil)
+	_, apart := claimed(e)
 	switch {
+	case apart:
+		var lost *payloadError
+		if e, err = x.b.redeem(ctx, e); errors.As(err, &lost) {
+			return nil, &uncopiableError{lost}
+		} else if err != nil {
+			return nil, fmt.Errorf("redrive dead letter %s: %w", dl.ID, err)
+		}
 	case dl.Bodyless:
-		var err error
 		if e, err = x.b.original(ctx, dl); err != nil {
 			return nil, err
 		}
@@ -251,7 +258,10 @@ func (x errand) encodeCopy(ctx context.Context, dl DeadLetter, number int) (*nat
 	}
 	e = e.Clone()
 	e.SetExtension(events.ExtRedrive, mark.String())
-	m, err := x.b.encode(e)
+	m, err := x.b.encode(ctx, e)
+	if errors.Is(err, ErrUnavailable) || ctx.Err() != nil {
+		return nil, fmt.Errorf("redrive dead letter %s: %w", dl.ID, err)
+	}
 	if err != nil {
 		return nil, &uncopiableError{err}
 	}
@@ -272,9 +282,10 @@ func (b *Bus) original(ctx context.Context, dl DeadLetter) (events.Event, error)
 	case err != nil:
 		return events.Event{}, fmt.Errorf("read the data of dead letter %s: %w", dl.ID, unavailable(err))
 	}
-	d, err := b.delivery(m.Subject, m.Header, m.Data, m.Sequence, m.Time)
-	if err != nil {
+	d, err := b.delivery(ctx, m.Subject, m.Header, m.Data, m.Sequence, m.Time)
+	var undecodable *UndecodableError
+	if errors.As(err, &undecodable) {
 		return events.Event{}, &uncopiableError{err}
 	}
-	return d.Event, nil
+	return d.Event, err
 }

@@ -209,7 +209,7 @@ func (s *State[T]) store(ctx context.Context, k Key, e entry, rev uint64) (uint6
 	if err != nil {
 		return 0, fmt.Errorf("write record: %w", err)
 	}
-	raw, err := e.encode(k)
+	raw, err := s.b.encodeEntry(ctx, k, e)
 	if err != nil {
 		return 0, err
 	}

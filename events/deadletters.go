@@ -193,11 +193,20 @@ func RedriveOf(e Event) (r Redrive, ok bool, err error) {
 
 // Redrivable says why an event can't be published again; nil when it can.
 func Redrivable(e Event) error {
-	switch e.Type() {
+	if err := RedrivableType(e.Type()); err != nil {
+		return err
+	}
+	return Check(e)
+}
+
+// RedrivableType says why no event of a type can be published again; nil when one
+// can.
+func RedrivableType(typ string) error {
+	switch typ {
 	case TypeSnapshotCaptured, TypeSnapshotChanged:
 		return errors.New("later snapshots have replaced it, and decision would hold every pool until the next full one; drop it")
 	case TypeDeadletterRedriveRequested, TypeDeadletterDropRequested, TypeDeadletterRedriven:
 		return errors.New("it is a request about dead letters; drop it and ask again")
 	}
-	return Check(e)
+	return nil
 }

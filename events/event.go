@@ -38,6 +38,13 @@ const (
 	ExtTraceParent = "traceparent"
 	// ExtDryRun is "true" on what a dry run decided: no handler acts on it.
 	ExtDryRun = "dryrun"
+	// ExtDataRef and ExtDataDigest ("sha256:" and hexadecimal digits) stand in place
+	// of data that has no room in a message: a reference to the object of a NATS
+	// object store, "nats-object:/<bucket>/<name>", which is compressed with zstd, and
+	// the digest of the data. The bus puts them there and takes them away again; only
+	// who reads the stream by other means meets them.
+	ExtDataRef    = "dataref"
+	ExtDataDigest = "datadigest"
 )
 
 // ClusterKey is the pseudo node that everything concerning a whole cluster

@@ -2,6 +2,8 @@ package decision
 
 import (
 	"context"
+	"encoding/json"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -331,19 +333,27 @@ func TestACheckpointFollowsEveryFullSnapshot(t *testing.T) {
 	require.Equal(t, full.Sequence, rec.State.Full)
 	require.Contains(t, string(cs[0].State), `"full":`)
 
-	// A state that no message can hold is left out and does not stop the decisions.
-	alert := b.alert(events.AlertFiring)
-	alert.Labels["noise"] = noise(600_000)
-	b.publish(alert)
-	b.publish(b.full())
-	require.Len(t, payloads[events.DecisionCheckpointed](b), 1)
-	require.Equal(t, 1.0, testutil.ToFloat64(b.handler.metrics.errors.WithLabelValues("decision")))
+	// A state that fills most of its record by itself has its checkpoint, too.
+	for i, size := range []int{500_000, 400_000} {
+		alert := b.alert(events.AlertFiring)
+		alert.Fingerprint = "large-" + strconv.Itoa(i)
+		alert.Labels["noise"] = noise(uint32(i), size)
+		b.publish(alert)
+		full = b.publish(b.full())
+		cs = payloads[events.DecisionCheckpointed](b)
+		require.Len(t, cs, 2+i)
+		rec, _, err = b.handler.state.Get(t.Context(), full.Key)
+		require.NoError(t, err)
+		want, err := json.Marshal(rec.State)
+		require.NoError(t, err)
+		require.Greater(t, len(want), (i+1)*400_000)
+		require.Equal(t, string(want), string(cs[1+i].State))
+	}
 }
 
 // noise is text that does not compress to less than half.
-func noise(n int) string {
+func noise(x uint32, n int) string {
 	var s strings.Builder
-	x := uint32(1)
 	for s.Len() < n {
 		x = x*1664525 + 1013904223
 		s.WriteByte("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789+/"[x>>26])

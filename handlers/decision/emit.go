@@ -1,8 +1,6 @@
 package decision
 
 import (
-	"bytes"
-	"compress/gzip"
 	"encoding/json"
 	"fmt"
 	"time"
@@ -11,11 +9,6 @@ import (
 	"github.com/k3s-autoscaler/k3s-autoscaler/events"
 	"github.com/k3s-autoscaler/k3s-autoscaler/internal/scaling"
 )
-
-// maxCheckpoint is how large a checkpoint may be when compressed, in bytes. It
-// shares one message of 1 MiB with the state that it is a copy of and with
-// the claims of the same turn.
-const maxCheckpoint = 400 << 10
 
 // emit publishes what an evaluation came to: the decisions first, then what
 // follows from them.
@@ -134,19 +127,12 @@ func verdict(d events.Decision) events.Payload {
 }
 
 // checkpoint publishes the full state after a full snapshot: a replay starts
-// there. A state that is too large for a message is left out and said so; the
-// next checkpoint may fit, and nothing but replay needs it.
+// there.
 func (h *Handler) checkpoint(t *bus.Turn[Record]) error {
 	rec := t.State
 	raw, err := json.Marshal(rec)
 	if err != nil {
 		return bus.Terminal(fmt.Errorf("encode the checkpoint of cluster %s: %w", t.Key.Cluster, err))
-	}
-	if size := compressed(raw); size > maxCheckpoint {
-		h.metrics.failed()
-		h.log.Error("checkpoint left out, the state is too large for one message; replay starts at an earlier one",
-			"cluster", t.Key.Cluster, "bytes", len(raw), "compressed", size, "limit", maxCheckpoint)
-		return nil
 	}
 	p := events.DecisionCheckpointed{State: raw, StateDigest: rec.Core.Digest(), Snapshot: rec.Full, Policy: rec.policyDigest(),
 		At: t.Now, Version: h.version}
@@ -154,16 +140,4 @@ func (h *Handler) checkpoint(t *bus.Turn[Record]) error {
 		p.Config = rec.Config.Sequence
 	}
 	return t.Emit(p, bus.DryRun(rec.dryRun()))
-}
-
-func compressed(raw []byte) int {
-	if len(raw) <= maxCheckpoint {
-		return len(raw)
-	}
-	var b bytes.Buffer
-	w := gzip.NewWriter(&b)
-	// A bytes.Buffer takes every write.
-	_, _ = w.Write(raw)
-	_ = w.Close()
-	return b.Len()
 }

@@ -7,7 +7,6 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/k3s-autoscaler/k3s-autoscaler/bus"
-	"github.com/k3s-autoscaler/k3s-autoscaler/events"
 )
 
 type metrics struct {
@@ -16,7 +15,6 @@ type metrics struct {
 	nodes     *prometheus.GaugeVec
 	limits    *prometheus.GaugeVec
 	pending   *prometheus.GaugeVec
-	errors    *prometheus.CounterVec
 }
 
 func newMetrics(reg prometheus.Registerer, log *slog.Logger) *metrics {
@@ -42,11 +40,8 @@ func newMetrics(reg prometheus.Registerer, log *slog.Logger) *metrics {
 			Name: "autoscaler_pending_pods",
 			Help: "Pods of a cluster that wait for a node.",
 		}, []string{"cluster"})),
-		errors: bus.ErrorsTotal(reg, log),
 	}
 }
-
-func (m *metrics) failed() { m.errors.WithLabelValues(events.HandlerDecision).Inc() }
 
 func (m *metrics) observe(cluster string, out *outcome, latency time.Duration) {
 	m.latency.WithLabelValues(cluster).Observe(max(latency, 0).Seconds())

@@ -196,10 +196,12 @@ func deadLetter(dl bus.DeadLetter) DeadLetter {
 // redrivable says why a dead letter can only be dropped.
 func redrivable(dl bus.DeadLetter) error {
 	switch {
-	case dl.Bodyless: // the bus reads its data from the stream of record
+	case dl.Event.Context == nil && dl.Bodyless: // the bus reads its data from where it is
 		return nil
 	case dl.Event.Context == nil:
 		return errors.New("it is no event: " + dl.Undecodable)
+	case dl.Bodyless:
+		return events.RedrivableType(dl.Event.Type())
 	}
 	return events.Redrivable(dl.Event)
 }

@@ -3,6 +3,8 @@ package app
 import (
 	"bytes"
 	"context"
+	"crypto/rand"
+	"encoding/base64"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -178,10 +180,23 @@ func TestTheServerRefusesWhatIsNotARolesOwn(t *testing.T) {
 			"account information":        message("$JS.API.INFO", ""),
 			"the old JetStream get":      message("$JS.API.STREAM.MSG.GET.K3SAS", `{"seq":1}`),
 			"read by sequence":           message("$JS.API.DIRECT.GET.KV_k3sas-collector", `{"seq":1}`),
+			"purge the payloads":         message("$JS.API.STREAM.PURGE.OBJ_k3sas-payloads", ""),
+			"delete a payload":           message("$JS.API.STREAM.MSG.DELETE.OBJ_k3sas-payloads", `{"seq":1}`),
+			"another object store":       message("$O.somebody-elses.M.x", "{}"),
 			"anything else":              message("somebody.elses", ""),
 		} {
 			require.Contains(t, i.ask(t, m), "Permissions Violation", "%s: %s", role, what)
 		}
+		chunk, info := "$O.k3sas-payloads.C.x", "$O.k3sas-payloads.M.x"
+		if role == RoleGateway || role == RoleCollector || role == RoleDecision {
+			require.Contains(t, i.ask(t, message(chunk, "{}")), `"stream":"OBJ_k3sas-payloads"`, "%s stores what it may publish", role)
+			require.Contains(t, i.ask(t, message(info, "{}")), `"stream":"OBJ_k3sas-payloads"`, "%s stores what it may publish", role)
+			require.Contains(t, i.ask(t, message(chunk, "{}", "Nats-Rollup", "all")), "rollup not permitted", "%s erases the payloads by a header", role)
+		} else {
+			require.Contains(t, i.ask(t, message(chunk, "{}")), "Permissions Violation", "%s stores a payload", role)
+			require.Contains(t, i.ask(t, message(info, "{}")), "Permissions Violation", "%s stores a payload", role)
+		}
+		require.NotContains(t, i.ask(t, message("$JS.API.STREAM.MSG.GET.OBJ_k3sas-payloads", `{"seq":1}`)), "Permissions Violation", "%s reads what it reads about", role)
 		for _, c := range []string{"decision-0", "provisioning-3", "draining-15", "auditing"} {
 			if !strings.HasPrefix(c, role) {
 				require.Contains(t, i.ask(t, message("$JS.API.CONSUMER.MSG.NEXT.K3SAS."+c, "1")), "Permissions Violation", "%s takes messages of %s", role, c)
@@ -216,6 +231,57 @@ func TestTheServerRefusesWhatIsNotARolesOwn(t *testing.T) {
 	}
 }
 
+func TestLargeEventsNeedTheRightToStoreTheirData(t *testing.T) {
+	t.Parallel()
+	n := startNATS(t)
+	n.provision(t)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	open := func(role string) *bus.Bus {
+		b, err := bus.Open(ctx, n.options(role))
+		require.NoError(t, err)
+		t.Cleanup(func() { require.NoError(t, b.Close()) })
+		return b
+	}
+	text := make([]byte, 3<<20)
+	_, err := rand.Read(text)
+	require.NoError(t, err)
+	full := events.SnapshotCaptured{Epoch: 1, Digest: base64.StdEncoding.EncodeToString(text), CapturedAt: time.Now()}
+	e, err := events.New(events.Meta{Cluster: "home", Publisher: "collector", ID: "full", Time: time.Now()}, full)
+	require.NoError(t, err)
+	require.NoError(t, open(RoleCollector).Publish(ctx, e))
+
+	got := make(chan bus.Delivery, 1)
+	decision := open(RoleDecision)
+	rctx, stop := context.WithCancel(ctx)
+	ended := make(chan error, 1)
+	go func() { ended <- decision.Run(rctx, forwarder{events.HandlerDecision, got}) }()
+	d := <-got
+	require.Equal(t, string(e.Data()), string(d.Event.Data()))
+	stop()
+	require.NoError(t, <-ended)
+
+	node, err := events.New(events.Meta{Cluster: "home", Node: "n1", Publisher: "provisioning", ID: "odd", Time: time.Now()},
+		events.NodeObserved{Node: "n1", What: events.ObservedReady, Reason: full.Digest, At: time.Now()})
+	require.NoError(t, err)
+	err = open(RoleProvisioning).Publish(ctx, node)
+	require.ErrorIs(t, err, bus.ErrForbidden)
+	require.ErrorContains(t, err, "store the data of event odd")
+	require.ErrorContains(t, err, "role provisioning may not publish to \"$O.k3sas-payloads.C.")
+}
+
+// forwarder is a handler that shows what it is given.
+type forwarder struct {
+	name string
+	got  chan bus.Delivery
+}
+
+func (h forwarder) Name() string { return h.name }
+func (h forwarder) Handle(_ context.Context, d bus.Delivery) error {
+	h.got <- d
+	return nil
+}
+
 func TestAnUnprovisionedBusIsSaidToBe(t *testing.T) {
 	t.Parallel()
 	n := startNATS(t)
@@ -228,6 +294,7 @@ func TestAnUnprovisionedBusIsSaidToBe(t *testing.T) {
 
 	made := n.provision(t)
 	require.Contains(t, made, bus.Provisioned{Kind: "stream", Name: "K3SAS", Action: bus.ActionCreated})
+	require.Contains(t, made, bus.Provisioned{Kind: "stream", Name: "OBJ_k3sas-payloads", Action: bus.ActionCreated})
 	require.Contains(t, made, bus.Provisioned{Kind: "consumer", Name: "K3SAS/draining-7", Action: bus.ActionCreated})
 	require.Contains(t, made, bus.Provisioned{Kind: "bucket", Name: "k3sas-collector", Action: bus.ActionCreated})
 	for _, p := range n.provision(t) {
