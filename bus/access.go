@@ -196,7 +196,7 @@ func (g *grants) record(a Access) {
 	}
 	g.reads = true
 	g.payloads()
-	g.ephemeral(StreamName, filterSubject("*", "*", "*", ">"))
+	g.ephemeral(StreamName, everything)
 	g.api("DIRECT.GET", StreamName) // by sequence
 	if a.Record {
 		g.api("CONSUMER.CREATE", StreamName, "*") // several filters at once

@@ -172,7 +172,7 @@ func (r Redrive) String() string {
 
 // RedriveOf returns the mark of a copy; false for any other event.
 func RedriveOf(e Event) (r Redrive, ok bool, err error) {
-	v, has := e.Extensions()[ExtRedrive]
+	v, has := extension(e, ExtRedrive)
 	if !has {
 		return r, false, nil
 	}

@@ -223,8 +223,19 @@ func PartitionKey(e Event) (cluster, key string, err error) {
 
 // Extension returns the named extension attribute as text, or "".
 func Extension(e Event, name string) string {
-	v, _ := e.Extensions()[name].(string)
-	return v
+	v, _ := extension(e, name)
+	text, _ := v.(string)
+	return text
+}
+
+// extension is e.Extensions()[name], which copies all of them.
+func extension(e Event, name string) (any, bool) {
+	if c, ok := e.Context.(*cloudevents.EventContextV1); ok {
+		v, has := c.Extensions[name]
+		return v, has
+	}
+	v, has := e.Extensions()[name]
+	return v, has
 }
 
 // IsDryRun reports whether e was decided by a process that can't act.
