@@ -55,7 +55,7 @@ func narrow(filters []string) []string {
 // selects reports whether a message is wanted, and not only matched by what
 // narrow made of the filters.
 func (o scanOptions) selects(subject string) bool {
-	return slices.ContainsFunc(o.subjects, func(f string) bool { return matches(f, subject) })
+	return slices.ContainsFunc(o.subjects, func(f string) bool { return f == everything || matches(f, subject) })
 }
 
 // scan calls fn for stored messages in order until it returns false, or the end
