@@ -55,7 +55,7 @@ func child(spec string) error {
 
 // serve runs a server until standard input ends, with the parent.
 func serve(dir string) error {
-	s, err := embedded.Start(embedded.Options{Dir: dir, Unsynced: true, Listen: "127.0.0.1:0", Token: secret, MaxStore: 8 << 30})
+	s, err := embedded.Start(embedded.Options{Dir: dir, Unsynced: true, Listen: "127.0.0.1:0", Token: secret, MaxStore: 16 << 30})
 	if err != nil {
 		return err
 	}
