@@ -246,7 +246,12 @@ func setAttribute(ec *cloudevents.EventContextV1, name, v string) error {
 		return ec.SetTime(t)
 	}
 	if ec.Extensions == nil {
-		ec.Extensions = make(map[string]any, 4)
+		ec.Extensions = make(map[string]any, 8)
+	}
+	switch name {
+	case events.ExtPartitionKey, events.ExtCorrelationID, events.ExtCausationID, events.ExtTraceParent, events.ExtDryRun:
+		ec.Extensions[name] = v // the names are good, and in almost every event
+		return nil
 	}
 	return ec.SetExtension(name, v)
 }

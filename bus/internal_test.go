@@ -9,6 +9,8 @@ import (
 	"testing"
 	"time"
 
+	cloudevents "github.com/cloudevents/sdk-go/v2/event"
+	"github.com/cloudevents/sdk-go/v2/types"
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 	"github.com/prometheus/client_golang/prometheus"
@@ -231,4 +233,30 @@ func TestASubscriptionOfRunBeginsWithoutAnAnswer(t *testing.T) {
 	cancel()
 	_, more := <-out
 	require.False(t, more)
+}
+
+func TestWhatIsPlainlyValidIsValid(t *testing.T) {
+	t.Parallel()
+	valid := func() *cloudevents.EventContextV1 {
+		e, err := events.New(events.Meta{Cluster: "home", Publisher: "api", ID: "x", Time: time.Now()}, events.PoolPaused{Pool: "burst", Actor: "anna", Reason: "maintenance"})
+		require.NoError(t, err)
+		return e.Context.(*cloudevents.EventContextV1)
+	}
+	require.True(t, plain(valid()))
+	require.NoError(t, events.Event{Context: valid()}.Validate())
+	blank, other, relative := " ", "text/plain;", types.ParseURI("relative")
+	for name, change := range map[string]func(*cloudevents.EventContextV1){
+		"no id":                  func(ec *cloudevents.EventContextV1) { ec.ID = "" },
+		"a blank id":             func(ec *cloudevents.EventContextV1) { ec.ID = "\u00a0" },
+		"no source":              func(ec *cloudevents.EventContextV1) { ec.Source = types.URIRef{} },
+		"no type":                func(ec *cloudevents.EventContextV1) { ec.Type = "\t" },
+		"a blank subject":        func(ec *cloudevents.EventContextV1) { ec.Subject = &blank },
+		"another media type":     func(ec *cloudevents.EventContextV1) { ec.DataContentType = &other },
+		"a blank media type":     func(ec *cloudevents.EventContextV1) { ec.DataContentType = &blank },
+		"a relative data schema": func(ec *cloudevents.EventContextV1) { ec.DataSchema = relative },
+	} {
+		ec := valid()
+		change(ec)
+		require.False(t, plain(ec), name)
+	}
 }

@@ -177,7 +177,7 @@ func RedriveOf(e Event) (r Redrive, ok bool, err error) {
 		return r, false, nil
 	}
 	text, _ := v.(string)
-	if parts := strings.Split(text, "/"); len(parts) == 4 && dnsLabel.MatchString(parts[0]) {
+	if parts := strings.Split(text, "/"); len(parts) == 4 && isLabel(parts[0]) {
 		var e1, e2, e3 error
 		r.Handler = parts[0]
 		r.Round, e1 = strconv.ParseUint(parts[1], 10, 64)

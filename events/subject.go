@@ -3,7 +3,6 @@ package events
 import (
 	"encoding/json"
 	"fmt"
-	"regexp"
 	"slices"
 	"strings"
 )
@@ -11,11 +10,42 @@ import (
 // SubjectRoot is the first token of every subject of the stream of record.
 const SubjectRoot = "k3sas"
 
-var (
-	dnsLabel = regexp.MustCompile(`^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$`)
-	// A Kubernetes node name is an RFC 1123 subdomain.
-	dnsSubdomain = regexp.MustCompile(`^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$`)
-)
+// isLabel reports whether s is an RFC 1123 label: lower-case letters, digits and
+// '-' in between, at most 63 characters. Every event that is read is checked by
+// this and by isSubdomain, hence no regular expression.
+func isLabel(s string) bool { return len(s) <= 63 && isAlnumDash(s) }
+
+// isSubdomain reports whether s is an RFC 1123 subdomain, as a Kubernetes node
+// name is.
+func isSubdomain(s string) bool {
+	if len(s) > 253 {
+		return false
+	}
+	for {
+		part, rest, more := strings.Cut(s, ".")
+		if !isAlnumDash(part) {
+			return false
+		}
+		if !more {
+			return true
+		}
+		s = rest
+	}
+}
+
+// isAlnumDash reports whether s consists of lower-case letters, digits and '-',
+// and neither begins nor ends with '-'.
+func isAlnumDash(s string) bool {
+	for i := range len(s) {
+		switch c := s[i]; {
+		case 'a' <= c && c <= 'z' || '0' <= c && c <= '9':
+		case c == '-' && i > 0 && i < len(s)-1:
+		default:
+			return false
+		}
+	}
+	return s != ""
+}
 
 // MaxPoolName is the longest pool name in characters: a node is named
 // "<pool>-<10 characters>" and must fit a DNS label of 63.
@@ -23,7 +53,7 @@ const MaxPoolName = 52
 
 // ValidateCluster reports whether name can be a cluster's name: a DNS label.
 func ValidateCluster(name string) error {
-	if !dnsLabel.MatchString(name) {
+	if !isLabel(name) {
 		return fmt.Errorf("cluster: is %q, expected a DNS label (lower-case letters, digits and '-', at most 63)", name)
 	}
 	return nil
@@ -32,7 +62,7 @@ func ValidateCluster(name string) error {
 // ValidatePool reports whether name can be a pool's name: a DNS label of at
 // most MaxPoolName characters.
 func ValidatePool(name string) error {
-	if len(name) > MaxPoolName || !dnsLabel.MatchString(name) {
+	if len(name) > MaxPoolName || !isLabel(name) {
 		return fmt.Errorf("pool: is %q, expected a DNS label of at most %d characters", name, MaxPoolName)
 	}
 	return nil
@@ -45,7 +75,7 @@ func EncodeKey(key string) (string, error) {
 	if key == ClusterKey {
 		return key, nil
 	}
-	if len(key) > 253 || !dnsSubdomain.MatchString(key) {
+	if !isSubdomain(key) {
 		return "", fmt.Errorf("node: is %q, expected a Kubernetes node name (RFC 1123 subdomain) or %s", key, ClusterKey)
 	}
 	return strings.ReplaceAll(key, ".", "_"), nil
@@ -60,7 +90,7 @@ func DecodeKey(token string) (string, error) {
 		return "", fmt.Errorf("subject token %q holds a dot", token)
 	}
 	key := strings.ReplaceAll(token, "_", ".")
-	if len(key) > 253 || !dnsSubdomain.MatchString(key) {
+	if !isSubdomain(key) {
 		return "", fmt.Errorf("subject token %q is no encoded node name", token)
 	}
 	return key, nil
@@ -117,7 +147,7 @@ func addressedTo(e Event) (string, error) {
 		return "", fmt.Errorf("data: %w", err)
 	}
 	// One token of a subject, whoever wrote the event.
-	if !dnsLabel.MatchString(to.Handler) {
+	if !isLabel(to.Handler) {
 		return "", fmt.Errorf("handler: is %q, expected the name of a handler", to.Handler)
 	}
 	return AddressedSuffix(e.Type(), to.Handler), nil

@@ -1,10 +1,12 @@
 package events
 
 import (
+	"regexp"
 	"strings"
 	"testing"
 
 	"github.com/stretchr/testify/require"
+	"pgregory.net/rapid"
 )
 
 func TestNodeNamesWithDotsBecomeOneSubjectToken(t *testing.T) {
@@ -53,5 +55,21 @@ func FuzzKey(f *testing.F) {
 				t.Fatalf("token %q → %q → %q, %v", name, key, again, err)
 			}
 		}
+	})
+}
+
+func TestNamesAreCheckedAsTheStandardSays(t *testing.T) {
+	t.Parallel()
+	label := regexp.MustCompile(`^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$`)
+	subdomain := regexp.MustCompile(`^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$`)
+	rapid.Check(t, func(t *rapid.T) {
+		s := rapid.OneOf(
+			rapid.StringOfN(rapid.RuneFrom([]rune("a0z9-.")), 0, 6, -1),
+			rapid.StringOfN(rapid.RuneFrom([]rune("ab-.A_é\n")), 0, 6, -1),
+			rapid.StringOfN(rapid.RuneFrom([]rune("a-")), 60, 66, -1),
+			rapid.StringOfN(rapid.RuneFrom([]rune("a.")), 250, 256, -1),
+		).Draw(t, "name")
+		require.Equal(t, label.MatchString(s), isLabel(s), "%q", s)
+		require.Equal(t, len(s) <= 253 && subdomain.MatchString(s), isSubdomain(s), "%q", s)
 	})
 }
