@@ -134,7 +134,7 @@ func (l *life) until(what string, act []string, check func() error) {
 func (l *life) live() {
 	t, p := l.t, l.p
 	ns := namespace(t, p.cluster)
-	started := containerStarts(t, p.cluster)
+	started := containerActions(t, p.cluster, "start")
 	// A host port is a constraint that asks for no node: once evicted, the pod
 	// pends and starts no second life.
 	deployment(t, ns, "web", p.cluster, 1, "100m", func(s *corev1.PodSpec) {
@@ -188,14 +188,15 @@ func (l *life) audited(eventType string) error {
 	return err
 }
 
-// containerStarts returns what lists the ids of the cluster's containers that
-// were started since, by the engine's own account.
-func containerStarts(t *testing.T, cluster string) func() []string {
+// containerActions returns what lists the ids of the cluster's containers to
+// which an action ("create", "start", "destroy") happened since, by the engine's
+// own account.
+func containerActions(t *testing.T, cluster, action string) func() []string {
 	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
 	t.Cleanup(cancel)
 	messages, errs := engine.Events(ctx, eventtypes.ListOptions{Filters: filters.NewArgs(
-		filters.Arg("type", "container"), filters.Arg("event", "start"), filters.Arg("label", events.LabelCluster+"="+cluster))})
+		filters.Arg("type", "container"), filters.Arg("event", action), filters.Arg("label", events.LabelCluster+"="+cluster))})
 	var mu sync.Mutex
 	var ids []string
 	go func() {
@@ -207,7 +208,7 @@ func containerStarts(t *testing.T, cluster string) func() []string {
 				mu.Unlock()
 			case err := <-errs:
 				if ctx.Err() == nil {
-					t.Errorf("the engine's events broke off, so starts may have been missed: %v", err)
+					t.Errorf("the engine's events broke off, so a %s may have been missed: %v", action, err)
 				}
 				return
 			}

@@ -43,6 +43,9 @@ var (
 )
 
 func TestMain(m *testing.M) {
+	if config := os.Getenv(natsServerConfig); config != "" {
+		os.Exit(serveNATS(config))
+	}
 	flag.Parse()
 	// Lives that crash wait most of their time; they are what runs in parallel.
 	if err := flag.Set("test.parallel", strconv.Itoa(parallelLives)); err != nil {
