@@ -120,7 +120,7 @@ func TestADropAsksForExactlyWhatIsNamed(t *testing.T) {
 	t.Parallel()
 	b := withLetters(t)
 	a := b.settle(t, "drop", `{"ids":["aaaa1"],"reason":"no use"}`)
-	require.Contains(t, a.Body.String(), "1 event that stood beside stay")
+	require.Contains(t, a.Body.String(), "1 dead letter of the node left, and it does not act on the node until nothing is")
 	require.Contains(t, a.Body.String(), "dlq redrive --handler draining --node n1")
 	p, err := events.Decode[events.DeadletterDropRequested](b.log[0].Event)
 	require.NoError(t, err)
@@ -183,4 +183,21 @@ func TestAParkedNodeIsShown(t *testing.T) {
 	require.Contains(t, x.Summary, "Draining does not act on it since 12:00:00, because it could not handle an event of it (no such node): redrive or drop dead letter aaaa1.")
 	b.fail = errors.New("no bus")
 	require.Equal(t, http.StatusInternalServerError, b.call("GET", "/v1/nodes", "").Code)
+}
+
+func TestAnExplanationOfANodeWithoutARecordSaysWhoDoesNotActOnIt(t *testing.T) {
+	t.Parallel()
+	b := story(t)
+	dl := letter(t, "aaaa1", time.Hour, events.NodeObserved{Node: "n1", What: events.ObservedReady, At: t0})
+	b.log = append(b.log, bus.Delivery{Event: dl.Event, Key: dl.Key, Sequence: 99, Incarnation: b.log[0].Incarnation, StreamTime: t0})
+	b.parked = map[string][]bus.ParkedKey{events.HandlerDraining: {
+		{Handler: events.HandlerDraining, Key: dl.Key, DeadLetter: "aaaa1", Reason: "no such goal", Since: t0},
+		{Handler: events.HandlerDraining, Key: bus.Key{Cluster: "home", Name: "burst-b"}, DeadLetter: "bbbb1", Reason: "no such goal", Since: t0},
+	}}
+	for node, want := range map[string]string{
+		"n1":      "Node n1 has no record; the last that happened to it was node.observed. Draining does not act on it since 12:00:00, because it could not handle an event of it (no such goal): redrive or drop dead letter aaaa1.",
+		"burst-b": "Node burst-b is gone; the last that happened to it was node.removed. Draining does not act on it since 12:00:00, because it could not handle an event of it (no such goal): redrive or drop dead letter bbbb1.",
+	} {
+		require.Equal(t, want, get[Explanation](t, b, "/v1/explain?subject="+node).Summary)
+	}
 }

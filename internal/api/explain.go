@@ -10,6 +10,7 @@ import (
 
 	"github.com/danielgtaylor/huma/v2"
 
+	"github.com/k3s-autoscaler/k3s-autoscaler/bus"
 	"github.com/k3s-autoscaler/k3s-autoscaler/events"
 	"github.com/k3s-autoscaler/k3s-autoscaler/internal/audit"
 )
@@ -131,8 +132,23 @@ func (s *Server) explainNode(ctx context.Context, x *Explanation, name string) (
 	x.Decisions, err = s.decisions(ctx, audit.Query{Cluster: x.Cluster, Limit: explainDecisions}, func(d DecisionRecord) bool {
 		return ids[d.ID] || slices.Contains(d.Nodes, name) || rejects(d, "node "+name)
 	})
+	if err != nil {
+		return true, err
+	}
 	x.Summary = nodeSummary(x, name)
+	if x.Node == nil {
+		err = s.addParked(ctx, x, name)
+	}
 	return true, err
+}
+
+// addParked says who does not act on a node that nobody has a record of.
+func (s *Server) addParked(ctx context.Context, x *Explanation, name string) error {
+	parked, err := s.parked(ctx)
+	for _, p := range parked[bus.Key{Cluster: x.Cluster, Name: name}] {
+		x.Summary += " " + p.sentence()
+	}
+	return err
 }
 
 func nodeSummary(x *Explanation, name string) string {
@@ -149,8 +165,12 @@ func nodeSummary(x *Explanation, name string) string {
 		}
 		return text
 	}
+	state := "has no record"
+	if slices.ContainsFunc(x.Timeline, func(r AuditRecord) bool { return r.Type == events.TypeNodeCreated || r.Type == events.TypeNodeRemoved }) {
+		state = "is gone"
+	}
 	last := x.Timeline[len(x.Timeline)-1]
-	return fmt.Sprintf("Node %s is gone; the last that happened to it was %s.", name, short(last.Type))
+	return fmt.Sprintf("Node %s %s; the last that happened to it was %s.", name, state, short(last.Type))
 }
 
 // decisionIDs are the decisions that claimed or drained the node of a timeline.

@@ -280,8 +280,8 @@ func (g letterGroup) dropEffect() string {
 	}
 	switch {
 	case left > 0:
-		text += fmt.Sprintf("; %s that stood beside stay, and it does not act on the node until they are redriven (k3s-autoscaler dlq redrive --handler %s --node %s) or dropped",
-			count(left, "event"), g.handler, g.key.Name)
+		text += fmt.Sprintf("; %s of the node left, and it does not act on the node until nothing is: k3s-autoscaler dlq redrive --handler %s --node %s, or drop",
+			count(left, "dead letter"), g.handler, g.key.Name)
 	case parked:
 		text += "; then it acts on the node again"
 	}

@@ -145,7 +145,7 @@ func (a *app) tail(ctx context.Context, cl *client, q url.Values) error {
 		switch a.output {
 		case formatTable:
 			x := parse(e)
-			_, err = fmt.Fprintln(a.Stdout, strings.TrimRight(fmt.Sprintf("%s  %-26s  %-22s  %s", clockTime(e.StreamTime), x.name, x.about, x.what), " "))
+			_, err = fmt.Fprintln(a.Stdout, strings.TrimRight(fmt.Sprintf("%s  %-28s  %-22s  %s", clockTime(e.StreamTime), x.name, x.about, x.what), " "))
 		case formatJSON:
 			var b []byte
 			if b, err = json.Marshal(e); err == nil {
@@ -301,7 +301,11 @@ func parse(e api.Entry) seen {
 		part(data.Goal)
 	}
 	if data.Remaining != nil {
-		part(fmt.Sprintf("%d pods left", *data.Remaining))
+		of := "pod"
+		if strings.HasPrefix(x.name, "deadletter.") {
+			of = "dead letter"
+		}
+		part(plural(*data.Remaining, of) + " left")
 	}
 	x.what = strings.Join(parts, " ")
 	why := reasonText(data.Reason)

@@ -258,3 +258,11 @@ func TestSpansAreShort(t *testing.T) {
 	require.Equal(t, "until Mar 2 12:00 (24h left)", a.until(t0.Add(24*time.Hour)))
 	require.Equal(t, "-", a.age(time.Time{}))
 }
+
+func TestDeadLettersThatAreLeftAreNotCalledPods(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	b.answers["/v1/events"] = api.Page[api.Entry]{Items: []api.Entry{happened(t, events.Meta{Node: "n1"},
+		events.DeadletterDropped{Handler: "draining", RequestID: "r", Actor: "ada@k", Reason: "no use", Letters: []events.LetterNote{{DeadLetter: "dl1"}}, Remaining: 2})}}
+	require.Contains(t, b.ok(t, "events", "list"), "2 dead letters left · ada@k: no use")
+}

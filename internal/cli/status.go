@@ -134,7 +134,7 @@ func (a *app) clusterLines(c api.Cluster) []string {
 			continue
 		}
 		reason, _, _ := strings.Cut(p.Reason, "\n")
-		lines = append(lines, fmt.Sprintf("  PARKED: node %s: %s does not act on it since %s: %s; see 'k3s-autoscaler dlq list --node %s', then redrive or drop", p.Node, p.Handler, a.ago(p.Since), reason, p.Node))
+		lines = append(lines, fmt.Sprintf("  PARKED: node %s: %s has not acted on it for %s: %s; see 'k3s-autoscaler dlq list --node %s', then redrive or drop", p.Node, p.Handler, a.age(p.Since), reason, p.Node))
 	}
 	if !c.GraceUntil.IsZero() {
 		lines = append(lines, "  just started: nothing is scaled down "+a.until(c.GraceUntil))
