@@ -16,10 +16,6 @@ import (
 // default limit of a message, less room for its headers.
 const maxEntry = 1<<20 - 4<<10
 
-// compressEntryFrom is the size in bytes from which an entry is compressed; a
-// smaller one hardly shrinks.
-const compressEntryFrom = 1 << 10
-
 var zstdMagic = []byte{0x28, 0xb5, 0x2f, 0xfd}
 
 // entry is what a bucket holds for one key. It is written by one
@@ -94,7 +90,7 @@ func (e entry) encode(k Key) ([]byte, error) {
 	if err != nil {
 		return nil, fmt.Errorf("record of %s: encode: %w", k, err)
 	}
-	if len(raw) >= compressEntryFrom {
+	if len(raw) >= compressFrom {
 		raw = zstdEncoder.EncodeAll(raw, nil)
 	}
 	if len(raw) > maxEntry {

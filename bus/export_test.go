@@ -13,3 +13,6 @@ func Mutants() map[string]func() {
 
 // Decompress is what a reader of an object does with it.
 func Decompress(raw []byte) ([]byte, error) { return decompress(encodingZstd, raw) }
+
+// Compress is what the writer of a message or object does with its data.
+func Compress(data []byte) []byte { return zstdEncoder.EncodeAll(data, nil) }

@@ -161,13 +161,14 @@ func sameLimits(have, want jetstream.StreamConfig) bool {
 	return have.MaxAge == want.MaxAge && have.MaxBytes == want.MaxBytes && have.Replicas == want.Replicas
 }
 
-// Errors of the server about replicas; nats.go has no names for them.
+// Errors of the server about replicas and room; nats.go has no names for them.
 const (
 	codeNoPeers      = 10005 // the cluster has too few servers that could take one
 	codeNotClustered = 10074
+	codeNoRoom       = 10047
 )
 
-// tooFew says what to do about replicas that the cluster has no servers for.
+// tooFew says what to do about replicas, or room, that the servers don't have.
 func (b *Bus) tooFew(err error) error {
 	var api *jetstream.APIError
 	if !errors.As(err, &api) {
@@ -176,6 +177,8 @@ func (b *Bus) tooFew(err error) error {
 	switch api.ErrorCode {
 	case codeNotClustered:
 		return fmt.Errorf("%w: replicas is %d, but the NATS server is alone: set bus.replicas to 1, or use a cluster of at least %d servers", err, b.opts.Replicas, b.opts.Replicas)
+	case codeNoRoom:
+		return fmt.Errorf("%w: the NATS server has not the room on disk that bus.max_bytes (%d) reserves, for the events and again for their large data: make room, or lower it", err, b.opts.MaxBytes)
 	case codeNoPeers:
 		return fmt.Errorf("%w: replicas is %d, but the NATS cluster has fewer servers with JetStream that can be reached and have room: start more of them, or lower bus.replicas", err, b.opts.Replicas)
 	}

@@ -26,7 +26,7 @@ const small = 1 << 20
 func bulky(t testing.TB, cluster, id string) events.Event {
 	t.Helper()
 	e, err := events.New(events.Meta{Cluster: cluster, Publisher: "api", ID: id, Time: start},
-		events.PoolPaused{Pool: "burst", Actor: "anna", Reason: strings.Repeat("maintenance ", 512)})
+		events.PoolPaused{Pool: "burst", Actor: "anna", Reason: noise(1, 6<<10)})
 	require.NoError(t, err)
 	return e
 }

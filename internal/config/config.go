@@ -179,7 +179,7 @@ type Bus struct {
 	Provisioned     bool            `yaml:"provisioned" doc:"Streams, consumers and buckets are made by 'k3s-autoscaler bus provision', and looked up only: for credentials that may no more than their role needs."`
 	Replicas        int             `yaml:"replicas" default:"1" min:"1" max:"5" doc:"Copies of the streams; 3 in a cluster."`
 	MaxAge          events.Duration `yaml:"max_age" default:"168h" doc:"How long events are kept."`
-	MaxBytes        Bytes           `yaml:"max_bytes" default:"1Gi" doc:"How much space events may take; the oldest go first."`
+	MaxBytes        Bytes           `yaml:"max_bytes" default:"1Gi" doc:"How much space events may take, and as much again the data of those that have no room in a message; the oldest go first."`
 	InFlight        int             `yaml:"in_flight" default:"16" min:"1" doc:"Events that one process handles at a time."`
 	Embedded        Embedded        `yaml:"embedded" doc:"The NATS server inside the process."`
 }

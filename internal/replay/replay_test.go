@@ -2,6 +2,8 @@ package replay
 
 import (
 	"context"
+	"crypto/rand"
+	"encoding/base64"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -136,13 +138,15 @@ func all(t *testing.T, s *sqlite.Store) []audit.Record {
 }
 
 // mixed fills the stream with what is hard to tell twice in the same way:
-// messages that are no events, with several faults, and copies of events.
+// messages that are no events, with several faults, copies of events, and events
+// whose data is stored apart, or is gone.
 func (b *testBundle) mixed() {
 	b.publish(40)
 	faults := nats.Header{"ce-specversion": {"1.0"}, "ce-type": {""}, "ce-source": {"%zz"}, "ce-time": {"yesterday"}, "ce-Bad_Name": {"x"}}
 	b.garbage(&nats.Msg{Subject: "k3sas.home.node.n1.node.observed", Header: faults, Data: []byte("{}")})
 	b.garbage(&nats.Msg{Subject: "k3sas.UPPER.node.n1.node.observed", Data: []byte("garbage")})
 	b.garbage(&nats.Msg{Subject: "k3sas.home.node.n2.node.observed", Header: nats.Header{"ce-specversion": {"1.0", "0.3"}, "ce-id": {"a", "b"}}})
+	b.apart()
 	b.publish(300)
 	// Copies of events that JetStream no longer recognises.
 	for i := range 20 {
@@ -152,6 +156,24 @@ func (b *testBundle) mixed() {
 		b.garbage(m)
 	}
 	b.publish(40)
+}
+
+// apart publishes an event that has no room in a message, and one whose data is gone.
+func (b *testBundle) apart() {
+	text := make([]byte, 2<<20)
+	_, err := rand.Read(text)
+	require.NoError(b.t, err)
+	e, err := events.New(events.Meta{Cluster: "home", Node: "n3", Publisher: "provisioning", ID: "apart", Time: epoch},
+		events.NodeLost{Node: "n3", Pool: "burst", Reason: events.Reason{Code: "MachineGone", Message: base64.StdEncoding.EncodeToString(text)}})
+	require.NoError(b.t, err)
+	require.NoError(b.t, b.bus.Publish(b.t.Context(), e))
+	e.SetID("gone")
+	e.DataEncoded = nil
+	e.SetExtension(events.ExtDataRef, "nats-object:/k3sas-payloads/gone")
+	e.SetExtension(events.ExtDataDigest, "sha256:gone")
+	m, err := bus.EncodeEvent(e)
+	require.NoError(b.t, err)
+	b.garbage(m)
 }
 
 func (b *testBundle) numbered(n int) events.Event {
@@ -172,7 +194,19 @@ func TestAReplayGivesTheSameBytes(t *testing.T) {
 	require.Equal(t, all(t, b.live), all(t, into))
 	require.Equal(t, len(all(t, into)), report.Rebuilt)
 	require.Zero(t, report.Copies, "a replay of everything knows the first of each")
-	require.GreaterOrEqual(t, report.Events, 403)
+	require.GreaterOrEqual(t, report.Events, 405)
+	whole, lost := 0, 0
+	for _, r := range all(t, into) {
+		switch {
+		case r.ID == "apart":
+			whole = len(r.Event)
+		case strings.Contains(string(r.Event), "nats-object:/k3sas-payloads/gone) is gone"):
+			lost++
+		}
+		require.NotContains(t, string(r.Event), "datadigest")
+	}
+	require.Greater(t, whole, 2<<20, "the record has all of it")
+	require.Equal(t, 1, lost, "and what is gone is said to be")
 }
 
 func TestAReplayGivesTheSameBytesThoughAuditingDied(t *testing.T) {

@@ -34,8 +34,9 @@ type figure struct {
 	// how names what is compared: sync and ack mode, sizes.
 	how    string
 	unit   string
-	target float64
-	atMost bool // the target is an upper bound
+	target float64 // 0: none, the figure is printed
+	atMost bool    // the target is an upper bound
+	once   bool    // it takes long: one run
 	// prepare makes what the runs share; nil: nothing.
 	prepare func(ctx context.Context) error
 	// measure runs once; odd runs begin with the other side of a ratio.
@@ -71,6 +72,9 @@ func (r result) median() sample {
 // miss is by which share the median misses the target; 0 or less: it does not.
 func (r result) miss() float64 {
 	v := r.median().value
+	if r.target == 0 {
+		return 0
+	}
 	if r.atMost {
 		return v/r.target - 1
 	}
@@ -79,6 +83,8 @@ func (r result) miss() float64 {
 
 func (r result) verdict() string {
 	switch m := r.miss(); {
+	case r.target == 0:
+		return "measured"
 	case m <= 0:
 		return "met"
 	case m <= tolerance:
@@ -135,7 +141,7 @@ func run(ctx context.Context, args []string, out io.Writer) error {
 		defer pprof.StopCPUProfile()
 	}
 	var results []result
-	for _, f := range w.figures() {
+	for _, f := range append(w.figures(), w.sizes()...) {
 		if !match.MatchString(f.name) {
 			continue
 		}
@@ -175,6 +181,9 @@ func measure(ctx context.Context, f figure, runs int, out io.Writer) (result, er
 			return r, err
 		}
 	}
+	if f.once {
+		runs = 1
+	}
 	for i := range runs {
 		begin := time.Now()
 		s, err := f.measure(ctx, i%2 == 1)
@@ -189,6 +198,9 @@ func measure(ctx context.Context, f figure, runs int, out io.Writer) (result, er
 }
 
 func (f figure) bound() string {
+	if f.target == 0 {
+		return "none"
+	}
 	sign := "≥"
 	if f.atMost {
 		sign = "≤"

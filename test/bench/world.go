@@ -35,6 +35,7 @@ const (
 type role struct {
 	Serve string // directory of the data: run a server
 	Work  string // URL: run a handler
+	Idle  string // directory: run the whole product on an idle cluster
 	Name  string
 	// InFlight and Wait describe the handler: how many events at a time, and how
 	// long it waits with each.
@@ -47,8 +48,11 @@ func child(spec string) error {
 	if err := json.Unmarshal([]byte(spec), &r); err != nil {
 		return err
 	}
-	if r.Serve != "" {
+	switch {
+	case r.Serve != "":
 		return serve(r.Serve)
+	case r.Idle != "":
+		return idle(r.Idle)
 	}
 	return work(r)
 }
