@@ -22,7 +22,7 @@ demo: ## Watch the main job on a simulated world, about a minute; needs nothing 
 	go run -ldflags '$(LDFLAGS)' ./cmd/k3s-autoscaler demo
 
 .PHONY: test
-test: unit race env-test e2e ## Everything that CI runs: unit tests with coverage, the race detector, end-to-end
+test: unit race chaos env-test e2e ## Everything that CI runs: unit tests with coverage, the race detector, faults on real processes, end-to-end
 
 .PHONY: unit
 unit: ## Unit tests and coverage; needs no daemon
@@ -37,7 +37,7 @@ race: ## Unit tests under the race detector
 	@# but not the times of the protocol.
 	go test -race -timeout 30m -skip '^TestChaos' ./...
 
-# Unit tests and the race detector run a handful of schedules of the same test.
+# `go test ./bus` itself runs none of them but those that catch broken rules.
 .PHONY: chaos
 chaos: ## 40 fresh schedules of faults (killed, frozen, cut off …) on real processes, at most 8 minutes
 	@echo "== faults on real processes; the last results are in docs/soak.md"
