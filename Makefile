@@ -41,7 +41,7 @@ race: ## Unit tests under the race detector
 .PHONY: chaos
 chaos: ## 40 fresh schedules of faults (killed, frozen, cut off …) on real processes, at most 8 minutes
 	@echo "== faults on real processes; the last results are in docs/soak.md"
-	CHAOS_SCHEDULES=40 go test -count=1 -timeout 15m -v -run 'ChaosLoses' ./bus | grep -v -e '^=== '
+	CHAOS_SCHEDULES=40 go test -count=1 -timeout 15m -v -run 'ChaosLoses' ./bus | grep --line-buffered -v -e '^=== '
 
 # Packages with tests on real parts. They share one cluster, so one at a time.
 E2E := ./test/e2e/... ./internal/provider/docker/... ./internal/collector/... ./internal/kube/... ./alerting/...
@@ -68,7 +68,7 @@ env-test: ## Unit tests of the test environment's own modules
 .PHONY: soak
 soak: ## Repeat what depends on chance, with a report in docs/soak.md: schedules of faults, properties of decisions and snapshots
 	CHAOS_SCHEDULES=200 CHAOS_PRODUCTION=10 CHAOS_REPORT=$(CURDIR)/docs/soak.md CHAOS_COMMIT=$(VERSION) \
-	  go test -count=1 -timeout 3h -v -run 'ChaosLoses' ./bus | grep -v -e '^=== '
+	  go test -count=1 -timeout 3h -v -run 'ChaosLoses' ./bus | grep --line-buffered -v -e '^=== '
 	go test -count=25 -timeout 60m -run 'Processes|Frozen|Killed' ./bus
 	go test -count=1 -timeout 60m ./internal/scaling ./events -rapid.checks=10000
 
