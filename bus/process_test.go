@@ -35,7 +35,7 @@ const childEnv = "BUS_TEST_CHILD"
 const token = "only-for-this-test"
 
 func TestMain(m *testing.M) {
-	if chaos.Child(bus.Mutants()) {
+	if chaos.Child(chaos.ChildOptions{Mutants: bus.Mutants()}) {
 		return
 	}
 	if spec := os.Getenv(childEnv); spec != "" {

@@ -26,6 +26,11 @@ func (r *reader) HandleBatch(ctx context.Context, ds []bus.Delivery) error {
 	line := Line{What: WhatBatch, Handler: events.HandlerAuditing, Seq: first, Note: "to " + strconv.FormatUint(last, 10)}
 	r.w.log.Add(line)
 	time.Sleep(2 * time.Millisecond) // a disk
+	if r.w.audit != nil {
+		if err := r.w.audit.HandleBatch(ctx, ds); err != nil {
+			return err
+		}
+	}
 	n, err := commitBatch(storePath(r.w.spec.Dir), ds)
 	line.What = WhatCommit
 	if err != nil {

@@ -222,6 +222,11 @@ func between(r *rand.Rand, low, high time.Duration) time.Duration {
 	return low + time.Duration(r.Int64N(int64(high-low)+1))
 }
 
+// Has reports whether a kind of fault is injected.
+func (s Schedule) Has(f Fault) bool {
+	return slices.ContainsFunc(s.Faults, func(i Injection) bool { return i.Fault == f })
+}
+
 // poisoned reports whether a key gets an event that can't be handled.
 func (s Schedule) poisoned(key string) bool {
 	return slices.ContainsFunc(s.Load, func(l Load) bool { return l.Poison && keyName(l.Key) == key })

@@ -58,6 +58,9 @@ func serverSpecs(topology Topology, dir string, ackWait time.Duration) ([]server
 	return out, nil
 }
 
+// DataDir is where the server of a run in dir has its data, if it is but one.
+func DataDir(dir string) string { return filepath.Join(dir, "s0") }
+
 // freePorts are ports that nobody listens on. A server keeps its port when it is
 // started again.
 func freePorts(n int) ([]int, error) {

@@ -84,9 +84,10 @@ type worker struct {
 	kill  killer
 	stp   *bus.State[Record] // provisioning's
 	std   *bus.State[Record] // draining's
+	audit bus.BatchHandler   // nil: none
 }
 
-func runWorker(spec workerSpec) error {
+func runWorker(spec workerSpec, co ChildOptions) error {
 	ctx, cancel := signal.NotifyContext(context.Background(), syscall.SIGTERM)
 	defer cancel()
 	log, err := OpenLog(historyPath(spec.Dir), spec.Name)
@@ -115,6 +116,11 @@ func runWorker(spec workerSpec) error {
 	}
 	if err := w.open(ctx, o); err != nil || ctx.Err() != nil {
 		return err
+	}
+	if co.Audit != nil {
+		if w.audit, err = co.Audit(spec.Dir, w.b); err != nil {
+			return err
+		}
 	}
 	log.Add(Line{What: WhatReady})
 	err = w.run(ctx)

@@ -133,7 +133,30 @@ func dsn(path string, pragmas ...string) string {
 	return (&url.URL{Scheme: "file", Path: path, RawQuery: q.Encode()}).String()
 }
 
-func migrate(ctx context.Context, db *sql.DB) error {
+// migrateAttempts is how often the tables are brought up to date, when other
+// processes that start do the same: each attempt loses to one of them at most.
+const migrateAttempts = 20
+
+// errNewer says that no attempt will help.
+var errNewer = errors.New("use the newer program that wrote it")
+
+// migrate brings the tables up to date. SQLite has no lock that spans a whole
+// migration; whoever is second finds a table that was not there a moment ago.
+func migrate(ctx context.Context, db *sql.DB) (err error) {
+	for n := range migrateAttempts {
+		if err = migrateOnce(ctx, db); err == nil || errors.Is(err, errNewer) {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return err
+		case <-time.After(time.Duration(n) * 10 * time.Millisecond):
+		}
+	}
+	return err
+}
+
+func migrateOnce(ctx context.Context, db *sql.DB) error {
 	files, err := fs.Sub(migrations, "migrations")
 	if err != nil {
 		return err
@@ -148,7 +171,7 @@ func migrate(ctx context.Context, db *sql.DB) error {
 	}
 	sources := p.ListSources()
 	if want := sources[len(sources)-1].Version; have > want {
-		return fmt.Errorf("its tables have version %d, this program knows %d: use the newer program that wrote it", have, want)
+		return fmt.Errorf("its tables have version %d, this program knows %d: %w", have, want, errNewer)
 	}
 	if _, err := p.Up(ctx); err != nil {
 		return fmt.Errorf("bring its tables up to date: %w", err)

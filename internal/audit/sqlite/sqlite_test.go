@@ -2,10 +2,12 @@ package sqlite_test
 
 import (
 	"database/sql"
+	"errors"
 	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -177,4 +179,24 @@ func TestAFileOfTheFirstVersionKeepsItsRecords(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, audit.Record{Incarnation: "a", Sequence: 1, StreamTime: time.Unix(0, 5).UTC(), ID: "id", Source: "/s", Type: "t", Cluster: "home", Key: "_cluster", Actor: "ann", Event: []byte("{}")}, r)
 	require.NoError(t, s.Append(t.Context(), []audit.Record{audittest.Record("a", 2)}), "and takes more")
+}
+
+func TestProcessesThatStartTogetherMakeTheTablesOnce(t *testing.T) {
+	t.Parallel()
+	for range 5 {
+		path := filepath.Join(t.TempDir(), "audit.db")
+		var wg sync.WaitGroup
+		errs := make([]error, 6)
+		for i := range errs {
+			wg.Go(func() {
+				s, err := sqlite.Open(t.Context(), sqlite.Options{Path: path})
+				if err == nil {
+					err = s.Close()
+				}
+				errs[i] = err
+			})
+		}
+		wg.Wait()
+		require.NoError(t, errors.Join(errs...))
+	}
 }
