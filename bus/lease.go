@@ -40,14 +40,19 @@ func (s *State[T]) Acquire(ctx context.Context, k Key, ttl time.Duration) (*Leas
 			return err
 		}
 		now := s.b.opts.Clock.Now().UTC()
-		if e.Lease.held(now) && !s.b.abandoned(e.Lease.Owner) && !broken.lease {
+		if e.Lease.held(now) && !s.b.abandoned(e.Lease.Owner) && !s.left.is(k, e.Lease) && !broken.lease {
+			s.left.forget(k)
 			return fmt.Errorf("lease of %s: %w: %s until %s", k, ErrLeased, e.Lease.Owner, e.Lease.Until.Format(time.RFC3339))
 		}
 		l.epoch, l.renewed = e.Lease.Epoch+1, now
 		e.Lease = holder{Owner: l.owner, Epoch: l.epoch, Until: now.Add(ttl)}
 		if rev, err = s.store(ctx, k, e, rev); err != nil {
+			if !errors.Is(err, ErrConflict) {
+				s.left.asked(k, e.Lease)
+			}
 			return err
 		}
+		s.left.forget(k)
 		return l.remember(e, rev)
 	})
 	if err != nil {
@@ -132,7 +137,8 @@ func (l *Lease[T]) commits() int {
 }
 
 // Release gives the lease back; the context ends. A lease that was lost is
-// released already.
+// released already. After an error this process may take it again at once, others
+// when it expires.
 func (l *Lease[T]) Release(ctx context.Context) error {
 	l.cancel(context.Canceled)
 	l.mu.Lock()
@@ -151,6 +157,9 @@ func (l *Lease[T]) Release(ctx context.Context) error {
 	})
 	if errors.Is(err, ErrLeaseLost) {
 		return nil
+	}
+	if err != nil {
+		l.s.left.given(l.key, l.owner, l.epoch)
 	}
 	return err
 }

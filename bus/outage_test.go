@@ -77,3 +77,64 @@ func TestAWorkerThatStartsWhileTheServerIsAwayWaitsForIt(t *testing.T) {
 	cancel()
 	require.NoError(t, <-done)
 }
+
+func TestWorkThatAnOutageInterruptedGoesOnWithoutWaitingForItsOwnLease(t *testing.T) {
+	t.Parallel()
+	o := newOutage(t)
+	st, err := bus.OpenState(ctxT(t), o.b, bus.StateOptions[counter]{Handler: events.HandlerProvisioning})
+	require.NoError(t, err)
+	begun, away := make(chan struct{}), make(chan struct{})
+	steps := 0
+	background(t, func(ctx context.Context) error {
+		return st.RunWorker(ctx, bus.WorkerOptions[counter]{
+			Due: func(_ bus.Key, c counter, _ time.Time) (bool, time.Time) { return c.N == 1, time.Time{} },
+			Step: func(ctx context.Context, l *bus.Lease[counter]) error {
+				if steps++; steps == 1 {
+					close(begun)
+					<-away
+				}
+				return l.Commit(ctx, "step", func(turn *bus.Turn[counter]) error { turn.State.N++; return nil })
+			},
+			TTL: time.Hour, // whoever waits for it does not end in time
+		})
+	})
+	key := bus.Key{Cluster: "home", Name: "n1"}
+	require.NoError(t, st.Amend(ctxT(t), key, "begin", func(turn *bus.Turn[counter]) error { turn.State.N = 1; return nil }))
+	<-begun
+	o.srv.Shutdown()
+	close(away)
+	time.Sleep(2 * time.Second) // longer than the requests of a commit and a release may take
+	o.start()
+	eventually(t, func() bool { r, _, err := st.Get(ctxT(t), key); return err == nil && r.State.N == 2 }, "the step is done")
+}
+
+func TestALeaseThatCouldNotBeGivenBackIsFreeForItsOwnerAlone(t *testing.T) {
+	t.Parallel()
+	o := newOutage(t)
+	ctx := ctxT(t)
+	open := func(b *bus.Bus) *bus.State[counter] {
+		st, err := bus.OpenState(ctx, b, bus.StateOptions[counter]{Handler: events.HandlerProvisioning})
+		require.NoError(t, err)
+		return st
+	}
+	b, err := bus.Open(ctx, bus.Options{URL: o.srv.URL(), Times: bustest.Times(), MaxBytes: 256 << 20})
+	require.NoError(t, err)
+	t.Cleanup(func() { require.NoError(t, b.Close()) })
+	ours, theirs := open(o.b), open(b)
+	key := bus.Key{Cluster: "home", Name: "n1"}
+	l, err := ours.Acquire(ctx, key, time.Hour)
+	require.NoError(t, err)
+	o.srv.Shutdown()
+	require.Error(t, l.Release(ctx))
+	o.start()
+	eventually(t, func() bool { _, _, err := theirs.Get(ctx, key); return err == nil }, "the server is back")
+	_, err = theirs.Acquire(ctx, key, time.Hour)
+	require.ErrorIs(t, err, bus.ErrLeased, "nobody else knows that it is free")
+	var again *bus.Lease[counter]
+	eventually(t, func() bool { again, err = ours.Acquire(ctx, key, time.Hour); return err == nil }, "its owner takes it")
+	require.Greater(t, again.Epoch(), l.Epoch())
+	require.ErrorIs(t, l.Commit(ctx, "late", count), bus.ErrLeaseLost)
+	_, err = ours.Acquire(ctx, key, time.Hour)
+	require.ErrorIs(t, err, bus.ErrLeased, "that one is in use")
+	require.NoError(t, again.Release(ctx))
+}

@@ -22,6 +22,7 @@ type State[T any] struct {
 	kv       jetstream.KeyValue
 	readOnly bool
 	keeping  atomic.Bool // a sweep runs
+	left     leftLeases
 }
 
 // StateOptions describe the state of a handler.

@@ -200,7 +200,8 @@ func (w *worker[T]) consider(ctx context.Context, j *job[T]) {
 	case now.Before(j.notYet):
 		j.next = j.notYet
 		return
-	case j.rec.LeaseOwner != "" && now.Before(j.rec.LeaseUntil) && !w.s.b.abandoned(j.rec.LeaseOwner) && !broken.lease:
+	case j.rec.LeaseOwner != "" && now.Before(j.rec.LeaseUntil) && !w.s.b.abandoned(j.rec.LeaseOwner) &&
+		!w.s.left.may(j.rec.Key, j.rec.LeaseOwner) && !broken.lease:
 		j.next = j.rec.LeaseUntil
 		return
 	case w.running >= w.o.Concurrency:
