@@ -8,6 +8,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"github.com/k3s-autoscaler/k3s-autoscaler/events"
 )
 
 // casAttempts is how often a write is tried again after somebody else changed
@@ -47,7 +49,7 @@ func (s *State[T]) applyOnce(ctx context.Context, d Delivery, fn func(t *Turn[T]
 	case d.Sequence == e.Last.Sequence:
 		return s.again(ctx, d.Key, e, rev)
 	}
-	t, next, err := take(d.Key, e, d.StreamTime, messageOrigin(s.opts.Handler, d), fn)
+	t, next, err := take(d.Key, e, s.turnTime(d, e), messageOrigin(s.opts.Handler, d), fn)
 	if err != nil {
 		return err
 	}
@@ -61,6 +63,21 @@ func (s *State[T]) applyOnce(ctx context.Context, d Delivery, fn func(t *Turn[T]
 	}
 	_, err = s.clear(ctx, d.Key, next, rev)
 	return err
+}
+
+// turnTime is the time of a delivery's turn: that of the stream. A timer of the
+// record's deadline is never early, though the clock that published it may have
+// been ahead of the stream's: JetStream would take the next one for a copy, and
+// the deadline would not be met for as long as it remembers message ids.
+func (s *State[T]) turnTime(d Delivery, e entry) time.Time {
+	if d.Event.Type() != events.TypeTimerFired || e.Due.IsZero() {
+		return d.StreamTime
+	}
+	p, err := events.Decode[events.TimerFired](d.Event)
+	if err != nil || p.Handler != s.opts.Handler || !p.DueAt.Equal(e.Due) {
+		return d.StreamTime
+	}
+	return later(d.StreamTime, e.Due)
 }
 
 // again publishes what a message led to that was applied before.

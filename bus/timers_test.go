@@ -2,10 +2,12 @@ package bus_test
 
 import (
 	"context"
+	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/stretchr/testify/require"
+	"k8s.io/utils/clock"
 
 	"github.com/k3s-autoscaler/k3s-autoscaler/bus"
 	"github.com/k3s-autoscaler/k3s-autoscaler/bus/bustest"
@@ -140,4 +142,57 @@ func TestATimerThatCantBeReadIsDropped(t *testing.T) {
 	background(t, b.RunTimers)
 	eventually(t, func() bool { return len(fired(t, b)) == 1 }, "the next one is relayed")
 	require.Equal(t, "n2", fired(t, b)[0].Key.Name)
+}
+
+// ahead is the clock of a machine that is ahead of all others.
+type ahead struct {
+	clock.RealClock
+	by time.Duration
+}
+
+func (a ahead) Now() time.Time { return time.Now().Add(a.by) }
+
+func TestADeadlineIsMetOnceThoughTheClockThatSweptRanAhead(t *testing.T) {
+	t.Parallel()
+	s := newState(t, func(o *bus.Options) {
+		o.Times.Sweep = 200 * time.Millisecond
+		o.Clock = ahead{by: 10 * time.Minute}
+	})
+	var met, early atomic.Int64
+	run(t, s.b, handler{events.HandlerProvisioning, func(ctx context.Context, d bus.Delivery) error {
+		return s.st.Apply(ctx, d, func(turn *bus.Turn[counter]) error {
+			switch {
+			case d.Event.Type() != events.TypeTimerFired:
+				turn.State.Due = turn.Now.Add(5 * time.Minute) // by the time of the stream
+			case turn.Now.Before(turn.State.Due):
+				early.Add(1)
+			default:
+				turn.State.Due = time.Time{}
+				met.Add(1)
+			}
+			return nil
+		})
+	}})
+	require.NoError(t, s.b.Publish(ctxT(t), observed(t, s.key.Cluster, s.key.Name, "first")))
+	// JetStream takes a second timer.fired of one deadline for a copy. If the first
+	// were too early for its handler, nothing would wake the record for ten minutes.
+	eventually(t, func() bool { return met.Load()+early.Load() > 0 }, "the sweep wakes the record")
+	require.EqualValues(t, 1, met.Load())
+	require.Len(t, fired(t, s.b), 1)
+}
+
+func TestATimerOfAnotherDeadlineDoesNotMoveTheTime(t *testing.T) {
+	t.Parallel()
+	s := newState(t)
+	far := start.AddDate(1, 0, 0)
+	require.NoError(t, s.st.Apply(ctxT(t), s.delivery(t, 1), due(far)))
+	d := s.delivery(t, 2)
+	var err error
+	d.Event, err = events.New(events.Meta{Cluster: "home", Node: "n1", Publisher: "bus", ID: "old", Time: start},
+		events.TimerFired{Handler: events.HandlerProvisioning, DueAt: far.Add(time.Hour)})
+	require.NoError(t, err)
+	require.NoError(t, s.st.Apply(ctxT(t), d, func(turn *bus.Turn[counter]) error {
+		require.Equal(t, d.StreamTime, turn.Now)
+		return nil
+	}))
 }

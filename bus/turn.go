@@ -17,7 +17,8 @@ type Turn[T any] struct {
 	State *T
 	// Exists says whether there was a record.
 	Exists bool
-	// Now is the stream time of the delivery in Apply, and the clock in Amend and
+	// Now is the stream time of the delivery in Apply (the deadline, if it is the
+	// timer of that and the clock that fired it was ahead), and the clock in Amend and
 	// Commit; never earlier than the Now of the record's previous turn.
 	Now time.Time
 
