@@ -221,7 +221,7 @@ func TestASubscriptionOfRunBeginsWithoutAnAnswer(t *testing.T) {
 	t.Parallel()
 	s, err := embedded.Start(embedded.Options{Dir: t.TempDir(), Unsynced: true})
 	require.NoError(t, err)
-	b, err := Open(t.Context(), Options{Server: s, Times: Times{Request: 200 * time.Millisecond}})
+	b, err := Open(t.Context(), Options{Server: s, Times: Times{Request: 3 * time.Second}})
 	require.NoError(t, err)
 	t.Cleanup(func() { require.NoError(t, b.Close()) })
 	sub, err := b.subscriber(t.Context(), events.HandlerProvisioning)

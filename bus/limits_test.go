@@ -332,9 +332,9 @@ func TestAnEmittedEventCarriesItsOptions(t *testing.T) {
 func TestWithoutAServerEverythingWaitsAndEndsWhenTold(t *testing.T) {
 	t.Parallel()
 	server := startServer(t, t.TempDir())
-	b := bustest.Open(t, server, func(o *bus.Options) { o.Times.Request = 100 * time.Millisecond })
+	b := bustest.Open(t, server, func(o *bus.Options) { o.Times.Request = shortRequest })
 	server.Shutdown()
-	ctx, cancel := context.WithTimeout(context.Background(), 600*time.Millisecond)
+	ctx, cancel := context.WithTimeout(context.Background(), 3*shortRequest)
 	defer cancel()
 	nop := func(context.Context, bus.Delivery) error { return nil }
 	ends := make(chan error, 3)

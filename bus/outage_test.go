@@ -33,7 +33,7 @@ func newOutage(t *testing.T) *outage {
 	o.start()
 	t.Cleanup(func() { o.srv.Shutdown() })
 	times := bustest.Times()
-	times.Request = 300 * time.Millisecond
+	times.Request = shortRequest
 	o.b, err = bus.Open(ctxT(t), bus.Options{URL: o.srv.URL(), Times: times, MaxBytes: 256 << 20, Logger: slog.New(slog.NewTextHandler(t.Output(), nil))})
 	require.NoError(t, err)
 	t.Cleanup(func() { require.NoError(t, o.b.Close()) })
@@ -66,7 +66,7 @@ func TestAWorkerThatStartsWhileTheServerIsAwayWaitsForIt(t *testing.T) {
 	select {
 	case err := <-done:
 		t.Fatalf("it gave up: %v", err)
-	case <-time.After(time.Second): // longer than a request may take
+	case <-time.After(shortRequest + time.Second): // longer than a request may take
 	}
 	o.start()
 	key := bus.Key{Cluster: "home", Name: "n1"}

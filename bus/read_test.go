@@ -146,7 +146,7 @@ func TestAnEventIsStoredOnce(t *testing.T) {
 func TestAServerThatDoesNotAnswerIsUnavailable(t *testing.T) {
 	t.Parallel()
 	server := startServer(t, t.TempDir())
-	b, err := bus.Open(ctxT(t), bus.Options{Server: server, Times: bus.Times{Request: 300 * time.Millisecond}})
+	b, err := bus.Open(ctxT(t), bus.Options{Server: server, Times: bus.Times{Request: shortRequest}})
 	require.NoError(t, err)
 	require.NoError(t, b.Ready(ctxT(t)))
 	require.NotEmpty(t, b.Instance())

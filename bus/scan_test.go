@@ -18,14 +18,14 @@ func TestAReaderThatTakesLongerThanARequestMissesNothing(t *testing.T) {
 	for i, out := 0, bustest.Open(t, server); i < 40; i++ {
 		require.NoError(t, out.Publish(ctxT(t), observed(t, "home", "n1", "e"+num(i))))
 	}
-	b := bustest.Open(t, server, func(o *bus.Options) { o.Times.Request = 500 * time.Millisecond })
+	b := bustest.Open(t, server, func(o *bus.Options) { o.Times.Request = shortRequest })
 	var got []string
 	for d, err := range b.Read(ctxT(t), bus.ReadOptions{}) {
 		require.NoError(t, err)
 		got = append(got, d.Event.ID())
 		if len(got)%10 == 1 { // busy for longer than a request may take
 			begin := time.Now()
-			eventually(t, func() bool { return time.Since(begin) > 600*time.Millisecond }, "time passes")
+			eventually(t, func() bool { return time.Since(begin) > shortRequest+100*time.Millisecond }, "time passes")
 		}
 	}
 	require.Len(t, got, 40)
