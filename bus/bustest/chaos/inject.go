@@ -10,8 +10,6 @@ import (
 	"syscall"
 	"time"
 
-	"github.com/nats-io/nats.go"
-
 	"github.com/k3s-autoscaler/k3s-autoscaler/bus"
 	"github.com/k3s-autoscaler/k3s-autoscaler/events"
 )
@@ -128,8 +126,8 @@ func (r *runner) awaitReady(ctx context.Context, w *workerSlot) error {
 func (r *runner) killStep(ctx context.Context, w *workerSlot, f Injection, fault Line) error {
 	fault.Note = f.Step
 	r.log.Add(fault)
-	if _, err := fmt.Fprintf(w.proc.in, "%s %d\n", f.Step, f.Nth); err != nil {
-		return fmt.Errorf("%s: arm: %w", w.proc.name, err)
+	if err := w.proc.arm(f.Step, f.Nth); err != nil {
+		return err
 	}
 	hit := true
 	select {
@@ -202,29 +200,10 @@ func (r *runner) restartServer(ctx context.Context, f Injection) error {
 	r.mu.Lock()
 	r.servers[i] = next
 	r.mu.Unlock()
-	nc, err := r.dial(ctx, r.urls[i])
-	if err != nil {
-		return err
-	}
-	nc.Close()
+	err = r.whole(ctx, r.urls[i])
 	fault.What = WhatHealed
 	r.log.Add(fault)
-	return nil
-}
-
-// dial waits until a server answers.
-func (r *runner) dial(ctx context.Context, url string) (*nats.Conn, error) {
-	ctx, cancel := context.WithTimeout(ctx, time.Minute)
-	defer cancel()
-	for {
-		nc, err := nats.Connect(url)
-		if err == nil {
-			return nc, nil
-		}
-		if pause(ctx, 50*time.Millisecond); ctx.Err() != nil {
-			return nil, fmt.Errorf("%s does not answer: %w", url, err)
-		}
-	}
+	return err
 }
 
 // stepDown lets the leaders of the record, its buckets and some consumers step down.
@@ -258,9 +237,10 @@ func (r *runner) stepDown(ctx context.Context) error {
 	// Some may be without a leader just now, because of another fault.
 	r.count(FaultStepDown, hit && len(errs) < len(subjects))
 	pause(ctx, r.s.Times.AckWait/2)
+	err = r.whole(ctx, strings.Join(r.urls, ","))
 	fault.What = WhatHealed
 	r.log.Add(fault)
-	return nil
+	return err
 }
 
 // redrive asks for the dead letters of the poisoned keys to be redriven, and kills
@@ -298,8 +278,8 @@ func (r *runner) armRedrive() error {
 		return nil
 	}
 	for _, w := range r.workers {
-		if _, err := fmt.Fprintf(w.proc.in, "%s 1\n", r.s.RedriveKill); err != nil {
-			return fmt.Errorf("%s: arm: %w", w.proc.name, err)
+		if err := w.proc.arm(r.s.RedriveKill, 1); err != nil {
+			return err
 		}
 	}
 	return nil

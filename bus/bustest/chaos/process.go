@@ -64,6 +64,17 @@ func (p *process) signal(s syscall.Signal) error {
 	return nil
 }
 
+// arm lets the process kill itself when it gets to a step for the nth time.
+func (p *process) arm(step string, nth int) error {
+	if _, err := fmt.Fprintf(p.in, "%s %d\n", step, nth); err != nil {
+		if !p.running() {
+			return p.ended()
+		}
+		return fmt.Errorf("%s: arm: %w", p.name, err)
+	}
+	return nil
+}
+
 // kill ends the process at once and waits until it is gone.
 func (p *process) kill() {
 	_ = p.cmd.Process.Kill() // it may have ended

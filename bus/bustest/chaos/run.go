@@ -74,7 +74,7 @@ func (r *runner) run(ctx context.Context) (h History, err error) {
 	if r.log, err = OpenLog(historyPath(r.dir), "driver"); err != nil {
 		return h, err
 	}
-	if err := r.startServers(); err != nil {
+	if err := r.startServers(ctx); err != nil {
 		return h, err
 	}
 	for i := range r.s.Workers {
@@ -126,7 +126,7 @@ func (r *runner) count(f Fault, hit bool) {
 	}
 }
 
-func (r *runner) startServers() error {
+func (r *runner) startServers(ctx context.Context) error {
 	specs, err := serverSpecs(r.s.Topology, r.dir, r.s.Times.AckWait)
 	if err != nil {
 		return err
@@ -144,7 +144,10 @@ func (r *runner) startServers() error {
 		}
 		r.servers = append(r.servers, p)
 	}
-	return nil
+	if r.s.Topology != Cluster {
+		return nil
+	}
+	return r.formed(ctx)
 }
 
 // addWorker starts the worker with an index.
