@@ -103,7 +103,7 @@ func TestWorkThatAnOutageInterruptedGoesOnWithoutWaitingForItsOwnLease(t *testin
 	<-begun
 	o.srv.Shutdown()
 	close(away)
-	time.Sleep(2 * time.Second) // longer than the requests of a commit and a release may take
+	time.Sleep(2*shortRequest + time.Second) // longer than the requests of a commit and a release may take
 	o.start()
 	eventually(t, func() bool { r, _, err := st.Get(ctxT(t), key); return err == nil && r.State.N == 2 }, "the step is done")
 }
