@@ -183,6 +183,9 @@ func (r *runner) anyOpen() bool {
 // restartServer kills a server and starts it again on its directory.
 func (r *runner) restartServer(ctx context.Context, f Injection) error {
 	i := f.Worker % len(r.servers)
+	// One at a time: two processes on one directory are no fault that happens.
+	r.restarts[i].Lock()
+	defer r.restarts[i].Unlock()
 	r.mu.Lock()
 	p := r.servers[i]
 	r.mu.Unlock()

@@ -47,7 +47,8 @@ type runner struct {
 	tail *Tail
 
 	servers    []*process
-	urls       []string // of the servers, without proxy
+	restarts   [clusterServers]sync.Mutex // by server
+	urls       []string                   // of the servers, without proxy
 	publishers []*bus.Bus
 
 	mu         sync.Mutex
