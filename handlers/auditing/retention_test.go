@@ -2,6 +2,7 @@ package auditing
 
 import (
 	"context"
+	"crypto/rand"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -71,6 +72,15 @@ func (p *page) entries(t *testing.T, msg string) (out []map[string]any) {
 // The stream holds about 170 of these events. Auditing receives them and can't
 // write them, so that it is late, and at last the stream discards events that it
 // never received.
+// incompressible is a text of n bytes that takes its room in the log.
+func incompressible(n int) string {
+	var b strings.Builder
+	for b.Len() < n {
+		b.WriteString(rand.Text())
+	}
+	return b.String()[:n]
+}
+
 func TestALateAuditIsAlarmedAndWhatItLosesIsRecordedAsAGap(t *testing.T) {
 	t.Parallel()
 	const space = 1 << 20
@@ -90,7 +100,7 @@ func TestALateAuditIsAlarmedAndWhatItLosesIsRecordedAsAGap(t *testing.T) {
 	publish := func() {
 		published++
 		require.NoError(t, own.Publish(t.Context(), event(t, fmt.Sprintf("event-%d", published),
-			events.PoolPaused{Pool: "burst", Actor: "anna", Reason: strings.Repeat("maintenance ", 512)})))
+			events.PoolPaused{Pool: "burst", Actor: "anna", Reason: incompressible(6 << 10)})))
 	}
 	state := func() bus.LogState {
 		st, err := own.LogState(t.Context())
