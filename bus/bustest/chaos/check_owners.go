@@ -36,7 +36,8 @@ type call struct{ start, end Line }
 // calls: while a process handles a message, no other handles that or a later one
 // of its key. A process that was paused or cut off is no witness, and around
 // trouble of a server or the network nobody is: what was sent in time may arrive
-// too late.
+// too late. Nor is a call for a message that was handled before: its
+// acknowledgement was on its way, and says that the next message may come.
 func (c *checker) calls() {
 	open := map[string]Line{}
 	ended := map[string][]call{}
@@ -51,7 +52,10 @@ func (c *checker) calls() {
 			open[id] = l
 			starts[name] = append(starts[name], l)
 		} else if s, ok := open[id]; ok && l.What == WhatDone && !c.disturbed(s, l) {
-			ended[name] = append(ended[name], call{s, l})
+			again := slices.ContainsFunc(ended[name], func(e call) bool { return e.start.Seq == s.Seq && e.end.At < s.At })
+			if !again {
+				ended[name] = append(ended[name], call{s, l})
+			}
 		}
 	}
 	for _, name := range slices.Sorted(maps.Keys(ended)) {

@@ -171,6 +171,10 @@ func TestCheckTakesNoWitnessThatWasDisturbed(t *testing.T) {
 	} {
 		require.Empty(t, Check(overtaken(l)), name)
 	}
+	// w2 had handled message 1, and acknowledged it, before it was given to w0.
+	require.Empty(t, Check(overtaken(
+		Line{At: 9e6, Who: "w2", What: WhatStart, Handler: handlerProvisioning, Key: "n1", Seq: 1, Call: 1},
+		Line{At: 9.5e6, Who: "w2", What: WhatDone, Handler: handlerProvisioning, Key: "n1", Seq: 1, Call: 1})))
 }
 
 func TestAScheduleFollowsFromItsSeed(t *testing.T) {
