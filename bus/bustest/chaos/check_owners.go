@@ -20,6 +20,8 @@ func (c *checker) owners() {
 		}
 		h, ok := high[l.Key]
 		switch {
+		case ok && l.Epoch < h.epoch && l.What == WhatBegin:
+			// It was frozen since it took its lease; it asks again before the effect.
 		case ok && l.Epoch < h.epoch:
 			c.fail(RuleOverlap, []Line{h.line, l}, "key %s: %s of %s under epoch %d, after %s began under epoch %d", l.Key, l.What, l.Who, l.Epoch, h.line.Who, h.epoch)
 		case ok && l.Epoch == h.epoch && l.Who != h.line.Who:

@@ -176,8 +176,12 @@ func TestCheckTakesNoWitnessThatWasDisturbed(t *testing.T) {
 		Line{At: 9e6, Who: "w2", What: WhatStart, Handler: handlerProvisioning, Key: "n1", Seq: 1, Call: 1},
 		Line{At: 9.5e6, Who: "w2", What: WhatDone, Handler: handlerProvisioning, Key: "n1", Seq: 1, Call: 1})))
 
-	// A new leader gave a batch to w1 that follows one of w0's.
+	// w0 was frozen between its lease and the work, and gives up before the effect.
 	h := sound()
+	h.Lines[9].What = WhatBegin
+	require.Empty(t, Check(h))
+	// A new leader gave a batch to w1 that follows one of w0's.
+	h = sound()
 	h.Lines = append(h.Lines, Line{At: 21e6, Who: "s0", What: WhatFault, Fault: FaultRestart, Server: true}, Line{At: 22e6, Who: "w1", What: WhatGap})
 	require.Empty(t, Check(h))
 }
