@@ -78,10 +78,8 @@ func dial(o Options) (*Bus, error) {
 	b.slots = newSlots(o.InFlight)
 	b.reconnects = newBroadcast()
 	b.refusals = newRefusals()
-	if err := b.connect(); errors.Is(err, nats.ErrAuthorization) {
-		return nil, fmt.Errorf("connect to the bus: %w: the server knows no user with the login (password, token, NKey, credentials, certificate) of this process", err)
-	} else if err != nil {
-		return nil, fmt.Errorf("connect to the bus: %w", unavailable(err))
+	if err := b.connect(); err != nil {
+		return nil, fmt.Errorf("connect to the bus: %w", loginError(err))
 	}
 	return b, nil
 }

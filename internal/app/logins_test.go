@@ -138,8 +138,8 @@ authorization { users: [ {user: "CN=autoscaler"} ] }
 		tls *config.ClientTLS
 		why string
 	}{
-		"no certificate":                    {&config.ClientTLS{CAFile: known.CAFile}, "certificate required"},
-		"one of another authority":          {stranger, "unknown certificate authority"},
+		"no certificate":                    {&config.ClientTLS{CAFile: known.CAFile}, "the server refuses the certificate of this process, or wants one and got none"},
+		"one of another authority":          {stranger, "the server refuses the certificate of this process"},
 		"one for which there is no user":    {ours.issue("nobody"), "Authorization Violation"},
 		"the server is another authority's": {&config.ClientTLS{CAFile: others.file("ca.pem"), CertFile: known.CertFile, KeyFile: known.KeyFile}, "signed by unknown authority"},
 	} {
