@@ -111,7 +111,7 @@ func TestHandlersShareAConnectionAndEndByThemselves(t *testing.T) {
 func TestStoppingHandsTheMessageToAnotherProcessAtOnce(t *testing.T) {
 	t.Parallel()
 	server := bustest.Server(t)
-	patient := func(o *bus.Options) { o.Times.AckWait = 20 * time.Second; o.Times.Shutdown = 100 * time.Millisecond }
+	patient := func(o *bus.Options) { o.Times.AckWait = time.Hour; o.Times.Shutdown = 100 * time.Millisecond }
 	first, second := bustest.Open(t, server, patient), bustest.Open(t, server, patient)
 	began := make(chan struct{})
 	stop := run(t, first, handler{events.HandlerProvisioning, func(ctx context.Context, _ bus.Delivery) error {
@@ -123,10 +123,8 @@ func TestStoppingHandsTheMessageToAnotherProcessAtOnce(t *testing.T) {
 	<-began
 	var got record
 	run(t, second, handler{events.HandlerProvisioning, func(_ context.Context, d bus.Delivery) error { got.add(d); return nil }})
-	begin := time.Now()
 	stop()
-	eventually(t, func() bool { return got.len() == 1 }, "another process has it")
-	require.Less(t, time.Since(begin), 10*time.Second, "without waiting for AckWait")
+	eventually(t, func() bool { return got.len() == 1 }, "another process has it, without waiting for AckWait")
 	require.Equal(t, 1, got.ds[0].Attempt, "a stop is no failure")
 }
 

@@ -44,7 +44,6 @@ func TestADeadlineBecomesAnEventForItsHandler(t *testing.T) {
 	require.True(t, at.Equal(p.DueAt))
 	require.Equal(t, s.key, d.Key)
 	require.False(t, d.StreamTime.Before(at), "never early")
-	require.Less(t, d.StreamTime.Sub(at), 5*time.Second)
 }
 
 func TestADeadlineThatMovesOrGoesReplacesItsTimer(t *testing.T) {

