@@ -64,6 +64,7 @@ func Open(ctx context.Context, o Options) (*Bus, error) {
 	b.stop = stop
 	b.alive = newLiveness(b.wire, b.opts.Times.AckWait)
 	b.done.Go(func() { b.alive.run(run) })
+	b.done.Go(func() { b.measureRoom(run) })
 	return b, nil
 }
 

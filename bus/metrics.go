@@ -18,6 +18,7 @@ type metrics struct {
 	parked      *prometheus.GaugeVec
 	published   *prometheus.CounterVec
 	retention   *prometheus.GaugeVec
+	payloads    prometheus.Gauge
 }
 
 func newMetrics(reg prometheus.Registerer, log *slog.Logger) *metrics {
@@ -52,6 +53,10 @@ func newMetrics(reg prometheus.Registerer, log *slog.Logger) *metrics {
 			Name: "autoscaler_bus_retention_used_ratio",
 			Help: "Share of the stream's retention, by age or space, that the oldest event which a handler has not read has used; at 1 it is discarded unread.",
 		}, []string{"handler"})),
+		payloads: Register(reg, log, prometheus.NewGauge(prometheus.GaugeOpts{
+			Name: "autoscaler_bus_payload_used_ratio",
+			Help: "Share of its space (bus.max_bytes) that the payload bucket uses; at 1 the oldest data of events goes, though events may still refer to it.",
+		})),
 		published: Register(reg, log, prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "autoscaler_bus_published_total",
 			Help: "Events that were published, by whether JetStream acknowledged them.",
