@@ -27,6 +27,7 @@ type Bus struct {
 	alive      *liveness
 	reconnects *broadcast
 	refusals   *refusals
+	interrupts *interruptions
 	wire       wireClock // the clock of the protocol with the server
 
 	mu       sync.Mutex
@@ -79,6 +80,7 @@ func dial(o Options) (*Bus, error) {
 	b.slots = newSlots(o.InFlight)
 	b.reconnects = newBroadcast()
 	b.refusals = newRefusals()
+	b.interrupts = newInterruptions(o.Logger, b.wire, o.Times)
 	if err := b.connect(); err != nil {
 		return nil, fmt.Errorf("connect to the bus: %w", loginError(err))
 	}
@@ -141,6 +143,7 @@ func (b *Bus) Close() error {
 	b.once.Do(func() {
 		b.stop()
 		b.done.Wait()
+		b.interrupts.flush()
 		// Acknowledgements are not confirmed: let them leave.
 		if ferr := b.nc.FlushTimeout(b.opts.Times.Request); ferr != nil && !errors.Is(ferr, nats.ErrConnectionClosed) && b.nc.IsConnected() {
 			err = fmt.Errorf("close the bus: flush: %w", ferr)

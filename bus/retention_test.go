@@ -75,8 +75,8 @@ func (l *lines) Write(p []byte) (int, error) {
 	return l.buf.Write(p)
 }
 
-// find returns the first entry with a message.
-func (l *lines) find(t testing.TB, msg string) map[string]any {
+// all returns the entries with a message.
+func (l *lines) all(t testing.TB, msg string) (out []map[string]any) {
 	t.Helper()
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -84,8 +84,17 @@ func (l *lines) find(t testing.TB, msg string) map[string]any {
 		var entry map[string]any
 		require.NoError(t, json.Unmarshal([]byte(line), &entry))
 		if entry["msg"] == msg {
-			return entry
+			out = append(out, entry)
 		}
+	}
+	return out
+}
+
+// find returns the first entry with a message.
+func (l *lines) find(t testing.TB, msg string) map[string]any {
+	t.Helper()
+	if all := l.all(t, msg); len(all) > 0 {
+		return all[0]
 	}
 	return nil
 }

@@ -171,7 +171,7 @@ func (l *puller) run(ctx context.Context) {
 		}
 		fails++
 		l.b.metrics.failed("bus")
-		l.b.opts.Logger.WarnContext(ctx, "pulling events interrupted, it goes on", "handler", l.opts.Handler, "partition", l.partition, "error", err)
+		l.b.interrupts.add(pullOf{l.name(), l.partition}, err)
 		l.b.pause(ctx, backoff(l.b.opts.Times, fails))
 	}
 }
