@@ -235,7 +235,8 @@ func TestConfigCommands(t *testing.T) {
 	dir := t.TempDir()
 	bad, good := filepath.Join(dir, "bad.yaml"), filepath.Join(dir, "good.yaml")
 	require.NoError(t, os.WriteFile(bad, []byte("clusters:\n  - name: home\n    pools:\n      - {name: w, provider: dokcer, min: 5, max: 1, cpu: 1, memory: 1Gi}\napi:\n  token_files: [missing]\nbsu: {}\n"), 0o600))
-	require.NoError(t, os.WriteFile(good, []byte("clusters: [{name: home, pools: [{name: w, provider: simulated, max: 1, cpu: 1, memory: 1Gi}]}]\n"), 0o600))
+	require.NoError(t, os.WriteFile(filepath.Join(dir, "join"), []byte("secret"), 0o600))
+	require.NoError(t, os.WriteFile(good, []byte("clusters: [{name: home, kubeconfig: in-cluster, actor_kubeconfig: in-cluster, server_url: 'https://k3s:6443', token_file: join,\n  pools: [{name: w, provider: docker, max: 1, cpu: 1, memory: 1Gi}]}]\n"), 0o600))
 	for _, args := range [][]string{{"config", "check", bad}, {"run", "--config", bad}, {"config", "show", bad}} {
 		require.Equal(t, ExitUsage, b.run(args...))
 		golden(t, "bad-config", strings.ReplaceAll(b.stderr.String(), dir+"/", ""))
@@ -243,6 +244,23 @@ func TestConfigCommands(t *testing.T) {
 	require.Equal(t, "good.yaml is valid: 1 cluster, 1 pool, 0 alert rules\n", strings.ReplaceAll(b.ok(t, "config", "check", good), dir+"/", ""))
 	require.Contains(t, b.ok(t, "config", "show", good), "register_deadline: 2m0s")
 	require.Contains(t, b.ok(t, "config", "schema"), "2020-12")
+}
+
+func TestASimulatedPoolIsRefusedByTheCheckAsByRun(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	b.Run = func(context.Context, RunOptions) error { t.Error("it runs"); return nil }
+	file := filepath.Join(t.TempDir(), "c.yaml")
+	require.NoError(t, os.WriteFile(file, []byte("clusters: [{name: home, pools: [{name: w, provider: simulated, max: 1, cpu: 1, memory: 1Gi}]}]\n"), 0o600))
+	const want = `clusters[0].pools[0].provider: is "simulated", which exists in the demo only, expected docker; or run with --dry-run`
+	var said []string
+	for _, args := range [][]string{{"config", "check", file}, {"run", "--config", file}} {
+		require.Equal(t, ExitUsage, b.run(args...))
+		require.Contains(t, b.stderr.String(), want)
+		said = append(said, b.stderr.String())
+	}
+	require.Equal(t, said[0], said[1])
+	require.Contains(t, b.ok(t, "config", "check", "--dry-run", file), "is valid")
 }
 
 func TestKeyNewWritesAFileAndPrintsNoSecret(t *testing.T) {

@@ -79,7 +79,7 @@ store are the real ones; only the cluster and its machines are simulated.`,
 func (a *app) loadConfig(path string, acting bool) (*config.Config, error) {
 	cfg, err := config.Load(path)
 	if err == nil && acting {
-		err = cfg.CheckActing()
+		err = cfg.CheckRun()
 	}
 	var errs *config.Errors
 	if errors.As(err, &errs) {

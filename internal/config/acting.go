@@ -11,6 +11,27 @@ import (
 // credentials, everything else does. The error is an *Errors.
 func (c *Config) CheckActing() error {
 	var ps problems
+	c.checkActing(&ps)
+	return ps.err()
+}
+
+// CheckRun is CheckActing for the real world, where no machine is simulated: a
+// simulated pool needs somebody who brings the simulation, as the demo does.
+func (c *Config) CheckRun() error {
+	var ps problems
+	c.checkActing(&ps)
+	for i, cl := range c.Clusters {
+		for j, p := range cl.Pools {
+			if p.Provider == ProviderSimulated {
+				ps.add(c.src.problem(fmt.Sprintf("clusters[%d].pools[%d].provider", i, j),
+					fmt.Sprintf("is %q, which exists in the demo only", p.Provider), ProviderDocker+"; or run with --dry-run"))
+			}
+		}
+	}
+	return ps.err()
+}
+
+func (c *Config) checkActing(ps *problems) {
 	for i, cl := range c.Clusters {
 		at := fmt.Sprintf("clusters[%d]", i)
 		for _, p := range cl.Pools {
@@ -28,7 +49,6 @@ func (c *Config) CheckActing() error {
 			break
 		}
 	}
-	return ps.err()
 }
 
 // Warnings are things that work but deserve a second look.

@@ -189,6 +189,7 @@ func TestActingNeedsCredentialsThatADryRunDoesNot(t *testing.T) {
 	c, err = Parse("c.yaml", []byte(minimal), t.TempDir())
 	require.NoError(t, err)
 	require.NoError(t, c.CheckActing(), "the simulated provider needs nothing")
+	require.EqualError(t, c.CheckRun(), `c.yaml:4:31: clusters[0].pools[0].provider: is "simulated", which exists in the demo only, expected docker; or run with --dry-run`)
 }
 
 func TestWarningsNameWhatDeservesASecondLook(t *testing.T) {
