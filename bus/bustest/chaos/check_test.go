@@ -1,6 +1,7 @@
 package chaos
 
 import (
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -184,6 +185,54 @@ func TestCheckTakesNoWitnessThatWasDisturbed(t *testing.T) {
 	h = sound()
 	h.Lines = append(h.Lines, Line{At: 21e6, Who: "s0", What: WhatFault, Fault: FaultRestart, Server: true}, Line{At: 22e6, Who: "w1", What: WhatGap})
 	require.Empty(t, Check(h))
+}
+
+// The trouble of a server lasts until every stream and consumer is whole, which is
+// when its end is noted, and what was sent in it may arrive a little later: what
+// happens from then on counts.
+func TestCheckBelievesWitnessesAgainOnceTheServersAreWhole(t *testing.T) {
+	t.Parallel()
+	const ackWait = 1_000_000 // of the sound history, in microseconds
+	for _, f := range []Line{
+		{Who: "s0", Fault: FaultRestart, Server: true},
+		{Who: "leaders", Fault: FaultStepDown, Server: true},
+		{Who: "w2", Fault: FaultPartition},
+	} {
+		// overtaken has w1 begin message 3 while w0 handles message 1, in trouble that
+		// begins and ends so much before that; with healed < 0 it never ends.
+		overtaken := func(begun, healed int64) History {
+			h := sound()
+			for i := range h.Lines {
+				h.Lines[i].At += 20 * ackWait
+			}
+			h.Lines[2].At = h.Lines[0].At + 500
+			fault, end := f, f
+			fault.What, fault.At = WhatFault, h.Lines[0].At-begun
+			end.What, end.At = WhatHealed, h.Lines[0].At-healed
+			trouble := []Line{fault}
+			if healed >= 0 {
+				trouble = append(trouble, end)
+			}
+			h.Lines = append(trouble, h.Lines...)
+			return h
+		}
+		require.Empty(t, Check(overtaken(15*ackWait, -1)), "%s: the servers are not whole", f.Fault)
+		require.Empty(t, Check(overtaken(15*ackWait, 2*ackWait)), "%s: they were not whole until a moment before", f.Fault)
+		for name, h := range map[string]History{
+			"long trouble, whole for long":  overtaken(15*ackWait, 4*ackWait),
+			"short trouble, whole for long": overtaken(5*ackWait, 4*ackWait),
+		} {
+			out := Check(h)
+			require.Len(t, out, 1, "%s: %s", f.Fault, name)
+			require.Equal(t, RuleOverlap, out[0].Rule)
+			require.Contains(t, out[0].Text, "w1 began message 3 while w0 handled 1")
+		}
+		// A second fault of another server is not ended by the end of the first.
+		h := overtaken(15*ackWait, 4*ackWait)
+		second := Line{At: h.Lines[0].At + ackWait, Who: "s1", What: WhatFault, Fault: FaultRestart, Server: true}
+		h.Lines = slices.Insert(h.Lines, 1, second)
+		require.Empty(t, Check(h), "%s: another server is in trouble still", f.Fault)
+	}
 }
 
 func TestAScheduleFollowsFromItsSeed(t *testing.T) {
