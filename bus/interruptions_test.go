@@ -2,7 +2,6 @@ package bus_test
 
 import (
 	"context"
-	"log/slog"
 	"testing"
 	"time"
 
@@ -16,11 +15,11 @@ import (
 func TestPullsThatAreInterruptedTogetherAreLoggedTogether(t *testing.T) {
 	t.Parallel()
 	const line = "pulling events interrupted, it goes on"
-	server, log := bustest.Server(t), &lines{}
+	server, log := bustest.Server(t), &bustest.Log{}
 	b := bustest.Open(t, server, func(o *bus.Options) {
 		// Long enough for a busy machine to interrupt all of them.
 		o.Times.BackoffMin, o.Times.BackoffMax = 2*time.Second, 4*time.Second
-		o.Logger = slog.New(slog.NewJSONHandler(log, nil))
+		o.Logger = log.Logger()
 	})
 	var got record
 	run(t, b, handler{events.HandlerProvisioning, func(_ context.Context, d bus.Delivery) error { got.add(d); return nil }})
@@ -36,13 +35,13 @@ func TestPullsThatAreInterruptedTogetherAreLoggedTogether(t *testing.T) {
 	}
 	eventually(t, func() bool {
 		said := 0.0
-		for _, entry := range log.all(t, line) {
+		for _, entry := range log.Entries(t, line) {
 			n, _ := entry["partitions"].(float64)
 			said += n
 		}
 		return said >= bus.Partitions
 	}, "all of them are named")
-	all := log.all(t, line)
+	all := log.Entries(t, line)
 	require.LessOrEqual(t, len(all), 3, "in few lines: %v", all)
 	require.Equal(t, "WARN", all[0]["level"])
 	require.Contains(t, all[0]["which"], "provisioning ")

@@ -1,7 +1,6 @@
 package bus_test
 
 import (
-	"log/slog"
 	"testing"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -26,20 +25,20 @@ func room(t testing.TB, reg prometheus.Gatherer) float64 {
 
 func TestAPayloadBucketThatFillsUpIsMeasuredAndLogged(t *testing.T) {
 	t.Parallel()
-	server, reg, log := bustest.Server(t), prometheus.NewRegistry(), &lines{}
+	server, reg, log := bustest.Server(t), prometheus.NewRegistry(), &bustest.Log{}
 	// No handler runs: who only publishes sees it, too.
 	b := bustest.Open(t, server, func(o *bus.Options) {
-		o.MaxBytes, o.Registerer, o.Logger = 8<<20, reg, slog.New(slog.NewJSONHandler(log, nil))
+		o.MaxBytes, o.Registerer, o.Logger = 8<<20, reg, log.Logger()
 	})
 	const full = "the payload bucket is nearly full: the oldest data of events goes next, and an event that still refers to it becomes a dead letter; raise bus.max_bytes, or lower bus.max_age"
 	eventually(t, func() bool { return room(t, reg) == 0 }, "it is empty")
 	require.NoError(t, b.Publish(ctxT(t), large(t, "n1", "half", 4<<20)))
 	eventually(t, func() bool { u := room(t, reg); return u > 0.45 && u < 0.6 }, "it is half full")
-	require.Nil(t, log.find(t, full))
+	require.Nil(t, log.Find(t, full))
 	require.NoError(t, b.Publish(ctxT(t), large(t, "n2", "most", 3<<20)))
 	eventually(t, func() bool { return room(t, reg) > 0.85 }, "it is nearly full")
 	var entry map[string]any
-	eventually(t, func() bool { entry = log.find(t, full); return entry != nil }, "it is logged")
+	eventually(t, func() bool { entry = log.Find(t, full); return entry != nil }, "it is logged")
 	require.Equal(t, "ERROR", entry["level"])
 	require.Equal(t, bus.PayloadStream, entry["stream"])
 	require.InDelta(t, 8<<20, entry["max_bytes"], 0)
@@ -52,6 +51,6 @@ func TestAPayloadBucketThatFillsUpIsMeasuredAndLogged(t *testing.T) {
 	cfg.MaxBytes = 64 << 20
 	_, err = js.UpdateStream(ctxT(t), cfg)
 	require.NoError(t, err)
-	eventually(t, func() bool { return log.find(t, "the payload bucket is no longer nearly full") != nil }, "that is logged, too")
+	eventually(t, func() bool { return log.Find(t, "the payload bucket is no longer nearly full") != nil }, "that is logged, too")
 	require.Less(t, room(t, reg), 0.2)
 }

@@ -1,12 +1,7 @@
 package bus_test
 
 import (
-	"bytes"
 	"context"
-	"encoding/json"
-	"log/slog"
-	"strings"
-	"sync"
 	"testing"
 
 	"github.com/nats-io/nats.go/jetstream"
@@ -63,47 +58,11 @@ func used(t testing.TB, reg *prometheus.Registry, handler string) float64 {
 	return -1
 }
 
-// lines is a log that is written and read at the same time.
-type lines struct {
-	mu  sync.Mutex
-	buf bytes.Buffer
-}
-
-func (l *lines) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.buf.Write(p)
-}
-
-// all returns the entries with a message.
-func (l *lines) all(t testing.TB, msg string) (out []map[string]any) {
-	t.Helper()
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	for line := range strings.Lines(l.buf.String()) {
-		var entry map[string]any
-		require.NoError(t, json.Unmarshal([]byte(line), &entry))
-		if entry["msg"] == msg {
-			out = append(out, entry)
-		}
-	}
-	return out
-}
-
-// find returns the first entry with a message.
-func (l *lines) find(t testing.TB, msg string) map[string]any {
-	t.Helper()
-	if all := l.all(t, msg); len(all) > 0 {
-		return all[0]
-	}
-	return nil
-}
-
 func TestAReaderThatIsAboutToLoseEventsIsMeasuredLoggedAndNotReady(t *testing.T) {
 	t.Parallel()
-	reg, log := prometheus.NewRegistry(), &lines{}
+	reg, log := prometheus.NewRegistry(), &bustest.Log{}
 	b := bustest.New(t, func(o *bus.Options) {
-		o.MaxBytes, o.Registerer, o.Logger = small, reg, slog.New(slog.NewJSONHandler(log, nil))
+		o.MaxBytes, o.Registerer, o.Logger = small, reg, log.Logger()
 	})
 	release := make(chan struct{})
 	run(t, b, handler{events.HandlerProvisioning, func(ctx context.Context, _ bus.Delivery) error {
@@ -125,7 +84,7 @@ func TestAReaderThatIsAboutToLoseEventsIsMeasuredLoggedAndNotReady(t *testing.T)
 	require.ErrorContains(t, err, "max_bytes 1048576")
 	var entry map[string]any
 	eventually(t, func() bool {
-		entry = log.find(t, "a handler is about to lose events that it has not read; find out why it is late, or raise bus.max_age or bus.max_bytes")
+		entry = log.Find(t, "a handler is about to lose events that it has not read; find out why it is late, or raise bus.max_age or bus.max_bytes")
 		return entry != nil
 	}, "it is logged")
 	require.Equal(t, "ERROR", entry["level"])
@@ -134,7 +93,7 @@ func TestAReaderThatIsAboutToLoseEventsIsMeasuredLoggedAndNotReady(t *testing.T)
 	close(release)
 	eventually(t, func() bool { return used(t, reg, events.HandlerProvisioning) == 0 }, "it has caught up")
 	require.NoError(t, b.Ready(ctxT(t)))
-	eventually(t, func() bool { return log.find(t, "a handler is no longer about to lose events") != nil }, "that is logged, too")
+	eventually(t, func() bool { return log.Find(t, "a handler is no longer about to lose events") != nil }, "that is logged, too")
 }
 
 // A partition where nothing happened for long has an old position, but the events

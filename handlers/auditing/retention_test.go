@@ -3,10 +3,8 @@ package auditing
 import (
 	"context"
 	"crypto/rand"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"log/slog"
 	"strings"
 	"sync"
 	"testing"
@@ -43,35 +41,6 @@ func (s *brokenStore) set(broken bool) {
 	s.broken = broken
 }
 
-// page is a log that is written and read at the same time.
-type page struct {
-	mu   sync.Mutex
-	text strings.Builder
-}
-
-func (p *page) Write(b []byte) (int, error) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	return p.text.Write(b)
-}
-
-func (p *page) entries(t *testing.T, msg string) (out []map[string]any) {
-	t.Helper()
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	for line := range strings.Lines(p.text.String()) {
-		var entry map[string]any
-		require.NoError(t, json.Unmarshal([]byte(line), &entry))
-		if strings.Contains(entry["msg"].(string), msg) {
-			out = append(out, entry)
-		}
-	}
-	return out
-}
-
-// The stream holds about 170 of these events. Auditing receives them and can't
-// write them, so that it is late, and at last the stream discards events that it
-// never received.
 // incompressible is a text of n bytes that takes its room in the log.
 func incompressible(n int) string {
 	var b strings.Builder
@@ -81,11 +50,14 @@ func incompressible(n int) string {
 	return b.String()[:n]
 }
 
+// The stream holds about 170 of these events. Auditing receives them and can't
+// write them, so that it is late, and at last the stream discards events that it
+// never received.
 func TestALateAuditIsAlarmedAndWhatItLosesIsRecordedAsAGap(t *testing.T) {
 	t.Parallel()
 	const space = 1 << 20
-	b, reg, log := setup(t), prometheus.NewRegistry(), &page{}
-	logger := slog.New(slog.NewJSONHandler(log, nil))
+	b, reg, log := setup(t), prometheus.NewRegistry(), &bustest.Log{}
+	logger := log.Logger()
 	server := bustest.Server(t)
 	own := bustest.Open(t, server, func(o *bus.Options) { o.MaxBytes, o.Registerer, o.Logger = space, reg, logger })
 	store := &brokenStore{sqliteStore: b.store}
@@ -140,7 +112,7 @@ func TestALateAuditIsAlarmedAndWhatItLosesIsRecordedAsAGap(t *testing.T) {
 	eventually(func() bool { return used() > 0.85 }, "the metric rises")
 	require.ErrorContains(t, own.Ready(t.Context()), "consumer auditing has")
 	require.ErrorContains(t, own.Ready(t.Context()), "about to lose the oldest, event 2 of")
-	eventually(func() bool { return len(log.entries(t, "about to lose events")) == 1 }, "it is logged")
+	eventually(func() bool { return len(log.Entries(t, "about to lose events")) == 1 }, "it is logged")
 	require.Equal(t, uint64(1), state().First, "all this before anything is lost")
 
 	for published < 700 {
@@ -168,7 +140,7 @@ func TestALateAuditIsAlarmedAndWhatItLosesIsRecordedAsAGap(t *testing.T) {
 	require.Equal(t, want, b.recorded(), "what is not in the gap is recorded")
 	lost := float64(gap.To - gap.From + 1)
 	require.InDelta(t, lost, testutil.ToFloat64(h.metrics.lost), 0)
-	said := log.entries(t, "events were dropped by the limits of the stream before they were audited")
+	said := log.Entries(t, "events were dropped by the limits of the stream before they were audited")
 	require.Len(t, said, 1)
 	require.Equal(t, "ERROR", said[0]["level"])
 	require.InDelta(t, float64(gap.From), said[0]["from_sequence"], 0)

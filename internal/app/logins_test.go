@@ -86,13 +86,14 @@ func (a *authority) issue(name string) *config.ClientTLS {
 	return &config.ClientTLS{CAFile: a.file("ca.pem"), CertFile: a.file(name + ".pem"), KeyFile: a.file(name + ".key")}
 }
 
-// serve starts a NATS server with a configuration file.
-func serve(t *testing.T, conf string) *server.Server {
+// serve starts a NATS server with a configuration file in dir, where it may
+// include others.
+func serve(t *testing.T, dir, conf string) *server.Server {
 	t.Helper()
-	file := filepath.Join(t.TempDir(), "nats.conf")
+	file := filepath.Join(dir, "nats.conf")
 	require.NoError(t, os.WriteFile(file, []byte(conf), 0o600))
 	o, err := server.ProcessConfigFile(file)
-	require.NoError(t, err)
+	require.NoError(t, err, "the server reads what was written")
 	o.NoLog, o.NoSigs = true, true
 	s, err := server.NewServer(o)
 	require.NoError(t, err)
@@ -125,7 +126,7 @@ func TestACertificateIsALogin(t *testing.T) {
 	t.Parallel()
 	ours, others := newAuthority(t), newAuthority(t)
 	srv := ours.issue("server")
-	s := serve(t, fmt.Sprintf(`listen: "127.0.0.1:-1"
+	s := serve(t, t.TempDir(), fmt.Sprintf(`listen: "127.0.0.1:-1"
 jetstream { store_dir: %q }
 tls { cert_file: %q, key_file: %q, ca_file: %q, verify_and_map: true }
 authorization { users: [ {user: "CN=autoscaler"} ] }
@@ -159,7 +160,7 @@ func TestACredentialsFileIsALogin(t *testing.T) {
 	ac.Limits.JetStreamLimits = jwt.JetStreamLimits{DiskStorage: -1, MemoryStorage: -1, Streams: -1, Consumer: -1}
 	at, err := ac.Encode(operator)
 	require.NoError(t, err)
-	s := serve(t, fmt.Sprintf(`listen: "127.0.0.1:-1"
+	s := serve(t, t.TempDir(), fmt.Sprintf(`listen: "127.0.0.1:-1"
 jetstream { store_dir: %q }
 operator: %q
 system_account: %s

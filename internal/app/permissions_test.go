@@ -12,7 +12,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/nats-io/nats-server/v2/server"
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 	"github.com/stretchr/testify/require"
@@ -40,20 +39,7 @@ func startNATS(t *testing.T) *natsBundle {
 		fmt.Fprintf(&conf, " {user: %s, password: %s, permissions: $%s}\n", r, r, variable(r))
 	}
 	conf.WriteString("] }\n")
-	file := filepath.Join(dir, "nats.conf")
-	require.NoError(t, os.WriteFile(file, []byte(conf.String()), 0o600))
-	o, err := server.ProcessConfigFile(file)
-	require.NoError(t, err, "the server reads what was written")
-	o.NoLog, o.NoSigs = true, true
-	s, err := server.NewServer(o)
-	require.NoError(t, err)
-	s.Start()
-	t.Cleanup(func() {
-		s.Shutdown()
-		s.WaitForShutdown()
-	})
-	require.True(t, s.ReadyForConnections(20*time.Second))
-	return &natsBundle{url: s.ClientURL()}
+	return &natsBundle{url: serve(t, dir, conf.String()).ClientURL()}
 }
 
 func (n *natsBundle) options(user string) bus.Options {

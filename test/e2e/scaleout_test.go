@@ -119,9 +119,7 @@ func TestAServerAndAProcessThatDieDuringAScaleUpOfTenCostNoNodeAndDoubleNone(t *
 // await looks more often than eventually does: a fault must hit what is under way.
 func await(t *testing.T, what string, check func() bool) {
 	t.Helper()
-	for deadline := time.Now().Add(2 * time.Minute); !check(); time.Sleep(5 * time.Millisecond) {
-		require.True(t, time.Now().Before(deadline), "%s: not within 2 minutes", what)
-	}
+	require.Eventually(t, check, 2*time.Minute, 5*time.Millisecond, what)
 }
 
 func exists(file string) bool {
