@@ -18,11 +18,7 @@ import (
 // than it takes, as if everything below took more than the ten minutes.
 func (f *fleet) forgetful() {
 	f.t.Helper()
-	nc, err := f.server.Connect(nats.Token(token))
-	require.NoError(f.t, err)
-	f.t.Cleanup(nc.Close)
-	js, err := jetstream.New(nc)
-	require.NoError(f.t, err)
+	js := f.admin()
 	for _, name := range []string{bus.StreamName, bus.DeadLetterStream} {
 		s, err := js.Stream(ctxT(f.t), name)
 		require.NoError(f.t, err)
@@ -31,6 +27,47 @@ func (f *fleet) forgetful() {
 		_, err = js.UpdateStream(ctxT(f.t), cfg)
 		require.NoError(f.t, err)
 	}
+}
+
+func (f *fleet) admin() jetstream.JetStream {
+	f.t.Helper()
+	nc, err := f.server.Connect(nats.Token(token))
+	require.NoError(f.t, err)
+	f.t.Cleanup(nc.Close)
+	js, err := jetstream.New(nc)
+	require.NoError(f.t, err)
+	return js
+}
+
+// forgotten waits until the server recognises nothing any more that was published
+// before: it forgets in the order of publication, so that a message of now is the
+// last. No process may run meanwhile.
+func (f *fleet) forgotten() {
+	f.t.Helper()
+	probe := bulky(f.t, "home", "probe")
+	grows := func() bool {
+		before, err := f.b.LogState(ctxT(f.t))
+		require.NoError(f.t, err)
+		require.NoError(f.t, f.b.Publish(ctxT(f.t), probe))
+		after, err := f.b.LogState(ctxT(f.t))
+		require.NoError(f.t, err)
+		return after.Last > before.Last
+	}
+	require.True(f.t, grows())
+	eventually(f.t, grows, "the events of before are forgotten")
+	js := f.admin()
+	dead, err := js.Stream(ctxT(f.t), bus.DeadLetterStream)
+	require.NoError(f.t, err)
+	stored := func() bool {
+		ack, err := js.Publish(ctxT(f.t), "k3sas-dead.nobody.home.probe", nil, jetstream.WithMsgID("probe"))
+		require.NoError(f.t, err)
+		if !ack.Duplicate {
+			require.NoError(f.t, dead.DeleteMsg(ctxT(f.t), ack.Sequence))
+		}
+		return !ack.Duplicate
+	}
+	require.True(f.t, stored())
+	eventually(f.t, stored, "the dead letters of before are forgotten")
 }
 
 // order returns the events that were done, in the order in which they were.
@@ -72,7 +109,7 @@ func TestKilledAtEachStepARedriveLosesAndDoublesNothing(t *testing.T) {
 			victim := f.start(childSpec{Name: "victim", KillAt: "provisioning/" + c.step, KillNth: c.nth})
 			f.killed(victim, "the step is reached")
 			f.publish(1, 4, 6)
-			time.Sleep(200 * time.Millisecond) // the server has forgotten what was published before
+			f.forgotten()
 			f.start(childSpec{Name: "next"})
 			f.eventually(func() bool { return len(f.done()) == 6 && len(parkedKeys(t, f.b)) == 0 }, "all is handled")
 			require.Equal(t, []string{"n0.0", "n0.1", "n0.2", "n0.3", "n0.4", "n0.5"}, f.order(), "in order, each once")
@@ -108,7 +145,7 @@ func TestKilledAtEachStepADropIsCarriedOutOnce(t *testing.T) {
 			drop(t, f.b, "n0", "d1", ids...)
 			victim := f.start(childSpec{Name: "victim", KillAt: "provisioning/" + step})
 			f.killed(victim, "the step is reached")
-			time.Sleep(200 * time.Millisecond) // the server has forgotten what was published before
+			f.forgotten()
 			f.publish(1, 4, 5)
 			f.start(childSpec{Name: "next"})
 			f.eventually(func() bool { return len(f.done()) == 1 && len(parkedKeys(t, f.b)) == 0 }, "the node goes on")
