@@ -35,7 +35,8 @@ race: ## Unit tests under the race detector
 	@echo "== race detector"
 	@# Not the schedules of faults: the detector makes processes ten times slower,
 	@# but not the times of the protocol.
-	go test -race -timeout 30m -skip '^TestChaos' ./...
+	@# One package at a time, for the same reason.
+	go test -race -p 1 -timeout 30m -skip '^TestChaos' ./...
 
 # `go test ./bus` itself runs none of them but those that catch broken rules.
 .PHONY: chaos

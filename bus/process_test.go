@@ -214,7 +214,7 @@ func (f *fleet) lines() []line {
 // eventually waits for something in the log, which is read as a whole each time.
 func (f *fleet) eventually(ok func() bool, msg string) {
 	f.t.Helper()
-	require.Eventually(f.t, ok, time.Minute, 50*time.Millisecond, msg)
+	require.Eventually(f.t, ok, bustest.Patience, 50*time.Millisecond, msg)
 }
 
 func (f *fleet) find(who, what string) (string, bool) {

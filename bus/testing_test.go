@@ -11,6 +11,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/k3s-autoscaler/k3s-autoscaler/bus"
+	"github.com/k3s-autoscaler/k3s-autoscaler/bus/bustest"
 	"github.com/k3s-autoscaler/k3s-autoscaler/events"
 )
 
@@ -88,13 +89,12 @@ func (r *record) len() int { return len(r.ids()) }
 
 func eventually(t testing.TB, ok func() bool, msg string) {
 	t.Helper()
-	// Generous: it ends when ok does, and machines that run tests may be busy.
-	require.Eventually(t, ok, time.Minute, 5*time.Millisecond, msg)
+	require.Eventually(t, ok, bustest.Patience, 5*time.Millisecond, msg)
 }
 
 func ctxT(t testing.TB) context.Context {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), 2*bustest.Patience)
 	t.Cleanup(cancel)
 	return ctx
 }

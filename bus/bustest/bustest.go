@@ -12,18 +12,22 @@ import (
 	"github.com/k3s-autoscaler/k3s-autoscaler/bus/embedded"
 )
 
+// Patience is how long a test waits for what must come: it ends when that is
+// there, and machines that run tests may be busy.
+const Patience = slow * time.Minute
+
 // Times are short durations of the protocol for tests.
 func Times() bus.Times {
 	return bus.Times{
-		AckWait:    time.Second,
+		AckWait:    slow * time.Second,
 		PullExpiry: time.Second,
 		IdleExpiry: 2 * time.Second,
 		Busy:       20 * time.Millisecond,
 		BackoffMin: 20 * time.Millisecond,
 		BackoffMax: 100 * time.Millisecond,
 		Retry:      -1,
-		Handle:     10 * time.Second,
-		Shutdown:   time.Second,
+		Handle:     slow * 10 * time.Second,
+		Shutdown:   slow * time.Second,
 		Sweep:      500 * time.Millisecond,
 		Metrics:    200 * time.Millisecond,
 	}

@@ -443,7 +443,7 @@ func TestTheWholeStreamIsRecordedOnceThoughProcessesDie(t *testing.T) {
 		_, high, err := b.store.High(t.Context())
 		require.NoError(t, err)
 		return high == all
-	}, 30*time.Second, 20*time.Millisecond)
+	}, time.Minute, 20*time.Millisecond)
 	want := make([]uint64, all)
 	for i := range want {
 		want[i] = uint64(i + 1)
@@ -466,7 +466,7 @@ func TestAStoreFromABackupIsFilledFromTheStream(t *testing.T) {
 			_, got, err := b.store.High(t.Context())
 			require.NoError(t, err)
 			return got == high
-		}, 20*time.Second, 10*time.Millisecond)
+		}, time.Minute, 10*time.Millisecond)
 	}
 	for n := 1; n <= 6; n++ {
 		publish(n)

@@ -414,7 +414,7 @@ func TestItReadsFromTheBusAndDecides(t *testing.T) {
 	}
 	publish(events.ConfigApplied{Digest: "d", Start: b.now, Policy: testPolicy()})
 	publish(b.full())
-	require.Eventually(t, func() bool { return len(payloads[events.NodeClaimed](b)) == 2 }, 10*time.Second, 20*time.Millisecond)
+	require.Eventually(t, func() bool { return len(payloads[events.NodeClaimed](b)) == 2 }, time.Minute, 20*time.Millisecond)
 }
 
 // A pause ends at an instant, and no snapshot need arrive for it to be noticed.

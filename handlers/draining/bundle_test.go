@@ -29,7 +29,7 @@ const (
 )
 
 // patience is how long a test waits for what must happen.
-const patience = 20 * time.Second
+const patience = bustest.Patience
 
 // testBundle is a server, a world, and any number of processes between them.
 type testBundle struct {

@@ -147,7 +147,7 @@ func (b *testBundle) event(publisher string, p events.Payload, mod ...func(*even
 func (b *testBundle) publish(publisher string, p events.Payload, mod ...func(*events.Meta)) events.Event {
 	b.t.Helper()
 	e := b.event(publisher, p, mod...)
-	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	require.NoError(b.t, b.bus.Publish(ctx, e))
 	return e
@@ -184,7 +184,7 @@ func (b *testBundle) drain() {
 // events returns what is in the stream about the test's node, in order.
 func (b *testBundle) events() []bus.Delivery {
 	b.t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	var out []bus.Delivery
 	for d, err := range b.bus.Read(ctx, bus.ReadOptions{Cluster: testCluster, Node: testNode}) {

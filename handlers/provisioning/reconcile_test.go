@@ -384,7 +384,7 @@ func TestWatchGoesOnAfterErrors(t *testing.T) {
 	b.publish("decision", b.claim())
 	b.phase(p, lifecycle.Created)
 	b.world.failNext("get", errDaemon)
-	require.Eventually(t, func() bool { return b.world.made("get") > 3 }, 10*time.Second, 10*time.Millisecond)
+	require.Eventually(t, func() bool { return b.world.made("get") > 3 }, time.Minute, 10*time.Millisecond)
 	b.world.do(func(w *fakeWorld) { w.machines[testNode].State = MachineExited })
 	failed, _ := await[events.NodeFailed](b)
 	require.Equal(t, ReasonMachineExited, failed.Failure.Reason.Code)

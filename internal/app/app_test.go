@@ -108,7 +108,7 @@ func TestADryRunHoldsNeitherACredentialToActNorAProvider(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
 	a, stop := b.run(t, true)
-	require.Eventually(t, func() bool { return b.count(t, a, events.TypeNodeClaimed) == 1 }, 30*time.Second, 50*time.Millisecond,
+	require.Eventually(t, func() bool { return b.count(t, a, events.TypeNodeClaimed) == 1 }, time.Minute, 50*time.Millisecond,
 		"the minimum is decided")
 	stop()
 	require.Empty(t, b.world.acted)
@@ -130,7 +130,7 @@ func TestTheMinimumIsReachedAndEverythingIsAudited(t *testing.T) {
 	defer endWorld()
 	go func() { _ = b.world.world.Run(worldCtx) }() // ends with the test
 	require.Eventually(t, func() bool { return b.count(t, a, events.TypeNodeReady) == 1 }, 60*time.Second, 50*time.Millisecond)
-	require.Eventually(t, func() bool { return a.Audited(t.Context()) == nil }, 30*time.Second, 20*time.Millisecond)
+	require.Eventually(t, func() bool { return a.Audited(t.Context()) == nil }, time.Minute, 20*time.Millisecond)
 	resp, err := http.Get("http://" + a.Address() + "/readyz")
 	require.NoError(t, err)
 	require.NoError(t, resp.Body.Close())
@@ -140,7 +140,7 @@ func TestTheMinimumIsReachedAndEverythingIsAudited(t *testing.T) {
 	// The next start goes on where this one ended: a config.applied more, no
 	// node more, and the collector has a higher epoch.
 	a, stop = b.run(t, false)
-	require.Eventually(t, func() bool { return b.count(t, a, events.TypeSnapshotCaptured) >= 2 }, 30*time.Second, 50*time.Millisecond)
+	require.Eventually(t, func() bool { return b.count(t, a, events.TypeSnapshotCaptured) >= 2 }, time.Minute, 50*time.Millisecond)
 	require.Equal(t, 2, b.count(t, a, events.TypeConfigApplied))
 	require.Equal(t, 1, b.count(t, a, events.TypeNodeClaimed))
 	stop()

@@ -81,7 +81,7 @@ func (n *natsBundle) intrude(t *testing.T, role string) *intruder {
 func (i *intruder) ask(t *testing.T, m *nats.Msg) string {
 	t.Helper()
 	answer := make(chan string, 1)
-	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	go func() {
 		if r, err := i.nc.RequestMsgWithContext(ctx, m); err == nil {

@@ -28,7 +28,7 @@ func TestALostLogIsReportedAndARebaseIsAudited(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
 	a, stop := b.run(t, true)
-	require.Eventually(t, func() bool { return b.count(t, a, events.TypeNodeClaimed) == 1 }, 30*time.Second, 50*time.Millisecond)
+	require.Eventually(t, func() bool { return b.count(t, a, events.TypeNodeClaimed) == 1 }, time.Minute, 50*time.Millisecond)
 	stop()
 	last, err := recordedUpTo(t.Context(), b.config)
 	require.NoError(t, err)
@@ -61,7 +61,7 @@ func TestALostLogIsReportedAndARebaseIsAudited(t *testing.T) {
 	require.Eventually(t, func() bool {
 		found, err = a.Audit().List(t.Context(), audit.Query{Types: []string{events.TypeLogRebased}})
 		return err == nil && len(found) > 0
-	}, 30*time.Second, 50*time.Millisecond)
+	}, time.Minute, 50*time.Millisecond)
 	require.Len(t, found, 1)
 	require.Equal(t, "alice", found[0].Actor)
 	require.Equal(t, "the disk died", found[0].Reason)
@@ -69,7 +69,7 @@ func TestALostLogIsReportedAndARebaseIsAudited(t *testing.T) {
 	require.Eventually(t, func() bool {
 		configs, err := a.Audit().List(t.Context(), audit.Query{Types: []string{events.TypeConfigApplied}, Order: audit.NewestFirst})
 		return err == nil && configs[0].Incarnation == r.Incarnation
-	}, 30*time.Second, 50*time.Millisecond, "the policy of the new log is an event of its own")
+	}, time.Minute, 50*time.Millisecond, "the policy of the new log is an event of its own")
 	before, err := a.Audit().List(t.Context(), audit.Query{Types: []string{events.TypeNodeClaimed}})
 	require.NoError(t, err)
 	require.NotEmpty(t, before, "what was recorded before stays")

@@ -163,7 +163,7 @@ func TestRefusedCallsAreReportedTogether(t *testing.T) {
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error)
 	go func() { done <- f.Run(ctx) }()
-	require.Eventually(t, clk.HasWaiters, 5*time.Second, time.Millisecond)
+	require.Eventually(t, clk.HasWaiters, time.Minute, time.Millisecond)
 	clk.Step(DefaultRefusalInterval)
 	e := <-got
 	require.NoError(t, e.Validate())

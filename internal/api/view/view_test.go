@@ -130,7 +130,7 @@ func TestTheViewFollowsTheSnapshots(t *testing.T) {
 	first := capture(t, events.NewFold(), objects())
 	x.publish(first)
 	x.run(t)
-	require.Eventually(t, func() bool { return x.cluster(t).Problem == "" }, 10*time.Second, 5*time.Millisecond)
+	require.Eventually(t, func() bool { return x.cluster(t).Problem == "" }, time.Minute, 5*time.Millisecond)
 	require.Equal(t, api.Cluster{Name: "home", DryRun: true, ServerVersion: "v1.34.4+k3s1", Nodes: 4, ReadyNodes: 3, Pods: 3, PendingPods: 1, SnapshotAt: t0,
 		StaleAfter: "1m0s", GraceUntil: t0.Add(10 * time.Minute), Policy: "digest", PolicyAt: t0}, x.cluster(t))
 
@@ -144,9 +144,9 @@ func TestTheViewFollowsTheSnapshots(t *testing.T) {
 	require.True(t, changed)
 	d.Epoch, d.CapturedAt = 1, t0.Add(20*time.Second)
 	x.publish(d)
-	require.Eventually(t, func() bool { return x.cluster(t).PendingPods == 0 }, 10*time.Second, 5*time.Millisecond)
+	require.Eventually(t, func() bool { return x.cluster(t).PendingPods == 0 }, time.Minute, 5*time.Millisecond)
 	x.publish(d)
-	require.Eventually(t, func() bool { return x.cluster(t).Problem != "" }, 10*time.Second, 5*time.Millisecond)
+	require.Eventually(t, func() bool { return x.cluster(t).Problem != "" }, time.Minute, 5*time.Millisecond)
 	require.True(t, x.cluster(t).Stale)
 	x.clock.Step(20 * time.Minute)
 	require.Zero(t, x.cluster(t).GraceUntil)
@@ -157,7 +157,7 @@ func TestPoolsAndNodesAreCounted(t *testing.T) {
 	x := setup(t)
 	x.publish(capture(t, events.NewFold(), objects()))
 	x.run(t)
-	require.Eventually(t, func() bool { return x.cluster(t).Problem == "" }, 10*time.Second, 5*time.Millisecond)
+	require.Eventually(t, func() bool { return x.cluster(t).Problem == "" }, time.Minute, 5*time.Millisecond)
 	x.audit.records = []audit.Record{{ID: "ev", StreamTime: t0, Event: []byte(`{"data":{"id":"d","verdict":"up","delta":2,"reason":{"code":"C","message":"m"}}}`)}}
 	pools, err := x.view.Pools(context.Background())
 	require.NoError(t, err)

@@ -29,7 +29,7 @@ func run(t *testing.T) *simulation.World {
 
 func readyNode(ctx context.Context, t *testing.T, w *simulation.World, name string) *corev1.Node {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
+	ctx, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
 	var found *corev1.Node
 	require.NoError(t, w.Until(ctx, func(v simulation.View) bool {
