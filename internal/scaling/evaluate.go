@@ -37,6 +37,7 @@ type poolRun struct {
 	known    bool // the policy has it
 	st       PoolState
 	template *simNode
+	judged   map[*PodClass]*misfit // see onTemplate
 
 	size     int // nodes that stay, claims in flight included
 	physical int // all nodes, leaving ones and those without a record included
@@ -85,7 +86,7 @@ func Evaluate(now time.Time, p Policy, s State, o Observation, seed Seed) Result
 	case problem != "":
 		e.holdAll(problem)
 	default:
-		e.world = newWorld(e.obs, e.s)
+		e.world = newWorld(e.obs, e.s, e.policy.expendableBelow())
 		e.reconcile()
 		e.measure()
 		e.nodeRequests()

@@ -2,14 +2,12 @@ package scaling
 
 import (
 	"fmt"
-	"maps"
 	"slices"
 	"strings"
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/labels"
-	"k8s.io/component-helpers/scheduling/corev1/nodeaffinity"
 )
 
 // misfit says why a pod does not go on a node, and what would have to change.
@@ -17,39 +15,87 @@ type misfit struct {
 	code, message, fix string
 }
 
-// placeable reports whether the scheduler would consider the node for pods of
-// the class at all, its free resources aside: node selector, required node
-// affinity, taints. nil means yes.
-func placeable(c *PodClass, n *simNode) *misfit {
-	for _, k := range slices.Sorted(maps.Keys(c.NodeSelector)) {
+// affine reports whether the node meets the node selector and the required node
+// affinity of the class, as the NodeAffinity plugin does. nil means yes.
+func (w *world) affine(c *PodClass, n *simNode) *misfit {
+	for _, k := range sortedKeys(c.NodeSelector) {
 		if v, ok := n.labels[k]; !ok || v != c.NodeSelector[k] {
 			return &misfit{code: "NodeSelector",
 				message: fmt.Sprintf("node selector %s=%s is not met", k, c.NodeSelector[k]),
 				fix:     fmt.Sprintf("give the pool the label %s=%s, or take the node selector off the pod", k, c.NodeSelector[k])}
 		}
 	}
-	if len(c.NodeAffinity) > 0 {
-		affinity := nodeaffinity.NewRequiredNodeAffinity(nil, &corev1.Affinity{NodeAffinity: &corev1.NodeAffinity{
-			RequiredDuringSchedulingIgnoredDuringExecution: &corev1.NodeSelector{NodeSelectorTerms: c.NodeAffinity}}})
-		ok, err := affinity.Match(&corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: n.name, Labels: n.labels}})
-		if err != nil {
-			return &misfit{code: "NodeAffinity", message: "the required node affinity is malformed: " + err.Error(),
-				fix: "correct the pod's node affinity"}
-		}
-		if !ok {
-			return &misfit{code: "NodeAffinity", message: "the required node affinity is not met",
-				fix: "give the pool the labels that the pod's node affinity asks for, or relax it"}
+	r := w.topology.rules[c]
+	if r.node == nil {
+		return nil
+	}
+	ok, err := r.node.Match(n.object())
+	if err != nil {
+		return &misfit{code: "NodeAffinity", message: "the required node affinity is malformed: " + err.Error(),
+			fix: "correct the pod's node affinity"}
+	}
+	if !ok {
+		return &misfit{code: "NodeAffinity", message: "the required node affinity is not met",
+			fix: "give the pool the labels that the pod's node affinity asks for, or relax it"}
+	}
+	return nil
+}
+
+// object is as much of a node as node selectors look at.
+func (n *simNode) object() *corev1.Node {
+	return &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: n.name, Labels: n.labels}}
+}
+
+// untolerated is the first taint that keeps pods of the class off the node, as
+// the TaintToleration plugin finds it, or nil.
+func untolerated(c *PodClass, n *simNode) *corev1.Taint {
+	for i, t := range n.taints {
+		if t.Effect != corev1.TaintEffectPreferNoSchedule && !tolerated(t, c.Tolerations) {
+			return &n.taints[i]
 		}
 	}
-	for _, t := range n.taints {
-		if t.Effect == corev1.TaintEffectPreferNoSchedule || tolerated(t, c.Tolerations) {
-			continue
-		}
+	return nil
+}
+
+// placeable reports whether the scheduler would consider the node for pods of
+// the class at all, whatever else is on it: node selector, required node
+// affinity, taints, and where the pod's volumes can be used (VolumeBinding,
+// VolumeZone). nil means yes.
+func (w *world) placeable(c *PodClass, n *simNode) *misfit {
+	if m := w.affine(c, n); m != nil {
+		return m
+	}
+	if t := untolerated(c, n); t != nil {
 		return &misfit{code: "Taint",
 			message: fmt.Sprintf("taint %s=%s:%s is not tolerated", t.Key, t.Value, t.Effect),
 			fix:     fmt.Sprintf("add a toleration of %s to the pod, or take the taint off the pool", t.Key)}
 	}
+	for _, v := range w.topology.rules[c].volumes {
+		if v.err != nil {
+			return &misfit{code: "VolumeTopology", message: "the node affinity of a volume is malformed: " + v.err.Error(),
+				fix: "correct the volume's node affinity"}
+		}
+		if !v.nodes.Match(n.object()) {
+			return v.misfit()
+		}
+	}
 	return nil
+}
+
+func (v volumeRule) misfit() *misfit {
+	switch v.kind {
+	case VolumeZone:
+		return &misfit{code: "VolumeZone", message: "a volume of the pod is in another zone",
+			fix: "give a pool the zone and region labels of the volume, or move the data"}
+	case VolumeAllowed:
+		return &misfit{code: "VolumeAllowedTopologies", message: "the storage class of an unbound claim does not provide volumes for such a node",
+			fix: "give the pool the labels that the storage class's allowedTopologies ask for, or widen them"}
+	case VolumeSelectedNode:
+		return &misfit{code: "VolumeSelectedNode", message: "a volume of the pod is being provisioned on another node",
+			fix: "wait until it is, or delete the claim"}
+	}
+	return &misfit{code: "VolumeNodeAffinity", message: "a volume of the pod can only be used on other nodes",
+		fix: "bring the volume's node back, or move the data and delete the claim"}
 }
 
 // tolerated follows the rules of corev1.Toleration.ToleratesTaint with the

@@ -80,6 +80,7 @@ type Observation struct {
 	Budgets    []Budget
 	DaemonSets []DaemonSet
 	Records    []Record
+	Namespaces []Namespace
 }
 
 // Node is a node as the API server has it.
@@ -107,6 +108,15 @@ type PodClass struct {
 	Tolerations   []corev1.Toleration
 	Priority      int32
 	SchedulerName string // empty: the default scheduler
+
+	PodAffinity     []PodTerm          // required: all of them
+	PodAntiAffinity []PodTerm          // required
+	Spread          []SpreadConstraint // whenUnsatisfiable: DoNotSchedule
+	HostPorts       []HostPort
+	Volumes         []VolumeTopology // all of them
+	// NeverPreempts says that the pods wait rather than push others off a node.
+	NeverPreempts bool
+
 	// Unsimulated names constraints that the fit simulation does not know. Such
 	// a pod is never a reason to add a node, nor is it said to fit elsewhere.
 	Unsimulated []string
@@ -129,6 +139,9 @@ type Pod struct {
 	Annotations        map[string]string
 	LocalStorage       []LocalVolume
 	UnschedulableSince time.Time // zero: the scheduler has not said so
+	// VolumeProblem says which claim of the pod has to be bound or made before
+	// the scheduler takes the pod at all; empty: none.
+	VolumeProblem string
 }
 
 // Ref is "namespace/name".

@@ -52,7 +52,10 @@ func (e *evaluation) pack(groups []*group, inFlight, undecided int) {
 			break
 		}
 		best := slices.MinFunc(options, better)
-		e.build(best.pool, groups, served)
+		if !e.build(best.pool, groups, served) {
+			break
+		}
+		e.settle(groups)
 		for _, o := range options {
 			if o.pool != best.pool {
 				o.pool.rejected = append(o.pool.rejected, Alternative{Subject: "pool " + o.pool.Name, quiet: true,
@@ -70,23 +73,33 @@ func (e *evaluation) estimate(p *poolRun, groups []*group) option {
 	o := option{pool: p}
 	var nodes []*simNode
 	var used Resources
+	left := map[*group]int{}
+	put := func(g *group, on []*simNode) int {
+		n := e.world.distribute(g.class, on, left[g], func(n *simNode) { n.trial = append(n.trial, g.class) })
+		left[g] -= n
+		o.pods += n
+		used.CPUMilli += int64(n) * g.class.Requests.CPUMilli
+		used.MemoryBytes += int64(n) * g.class.Requests.MemoryBytes
+		return n
+	}
 	for _, g := range groups {
-		left := len(g.pods)
-		for _, n := range nodes {
-			left = take(n, g.class, left, &o, &used)
-		}
-		for left > 0 && len(nodes) < p.slots() {
-			n := p.template.instance("", kindNew)
-			before := left
-			if !n.fits(g.class) {
-				break
-			}
-			left = take(n, g.class, left, &o, &used)
-			if left == before {
+		left[g] = len(g.pods)
+		put(g, nodes)
+		for left[g] > 0 && len(nodes) < p.slots() && e.onTemplate(p, g.class) == nil {
+			n := p.template.instance(fmt.Sprintf("%s-new-%d", p.Name, len(nodes)), kindNew)
+			e.world.attach(n)
+			if put(g, []*simNode{n}) == 0 {
+				e.world.detach(n)
 				break
 			}
 			nodes = append(nodes, n)
+			if !e.world.topology.rules[g.class].monotone() {
+				put(g, nodes)
+			}
 		}
+	}
+	for _, n := range nodes {
+		e.world.detach(n)
 	}
 	o.nodes = len(nodes)
 	if o.nodes > 0 {
@@ -98,24 +111,11 @@ func (e *evaluation) estimate(p *poolRun, groups []*group) option {
 	return o
 }
 
-// take puts up to n pods of a class on a node and returns how many are left.
-func take(node *simNode, c *PodClass, n int, o *option, used *Resources) int {
-	if n == 0 || placeable(c, node) != nil {
-		return n
-	}
-	for n > 0 && c.Requests.lacks(node.free) == "" {
-		node.free.sub(c.Requests)
-		used.CPUMilli += c.Requests.CPUMilli
-		used.MemoryBytes += c.Requests.MemoryBytes
-		o.pods++
-		n--
-	}
-	return n
-}
-
-// build claims the nodes that estimate has counted.
-func (e *evaluation) build(p *poolRun, groups []*group, served map[string]int) {
+// build claims the nodes that estimate has counted, and reports whether any
+// pod found a place there.
+func (e *evaluation) build(p *poolRun, groups []*group, served map[string]int) bool {
 	var mine []*simNode
+	placedAny := false
 	put := func(g *group, n *simNode) {
 		before := g.pods
 		e.fill([]*group{g}, []*simNode{n})
@@ -123,6 +123,7 @@ func (e *evaluation) build(p *poolRun, groups []*group, served map[string]int) {
 		if len(placed) == 0 {
 			return
 		}
+		placedAny = true
 		served[p.Name] += len(placed)
 		p.trigger(oldest(placed))
 		for _, pod := range placed {
@@ -135,12 +136,18 @@ func (e *evaluation) build(p *poolRun, groups []*group, served map[string]int) {
 		for _, n := range mine {
 			put(g, n)
 		}
-		for len(g.pods) > 0 && p.slots() > 0 && p.template.instance("", kindNew).fits(g.class) {
+		for len(g.pods) > 0 && p.slots() > 0 && e.newNode(p, g.class) == nil {
 			n := e.claim(p, CausePods, Reason{CodeUnschedulablePods, "pods fit on no node that exists or is on its way"})
 			mine = append(mine, n)
 			put(g, n)
+			if !e.world.topology.rules[g.class].monotone() {
+				for _, n := range mine {
+					put(g, n)
+				}
+			}
 		}
 	}
+	return placedAny
 }
 
 // explainPods writes the rule of unschedulable pods for every pool, and what
@@ -155,7 +162,7 @@ func (e *evaluation) explainPods(groups []*group, all map[string][]*Pod, holds m
 			rule.Verdict = Up
 			rule.Message = agree(n, "pod fits", "pods fit") + " on new nodes of this pool"
 		}
-		if n := wanted(groups, p); n > 0 { // a guard or max keeps the nodes away, not the rule
+		if n := e.wanted(groups, p); n > 0 { // a guard or max keeps the nodes away, not the rule
 			rule.Verdict = Up
 			rule.Message = join(rule.Message, agree(n, "pod would fit", "pods would fit")+" on more nodes of this pool")
 		}
@@ -181,10 +188,10 @@ func (e *evaluation) explainPods(groups []*group, all map[string][]*Pod, holds m
 }
 
 // wanted counts the pods without a node that would fit on one of the pool.
-func wanted(groups []*group, p *poolRun) int {
+func (e *evaluation) wanted(groups []*group, p *poolRun) int {
 	n := 0
 	for _, g := range groups {
-		if placeable(g.class, p.template) == nil && shortage(g.class, p.Name, p.template.free) == nil {
+		if len(g.pods) > 0 && e.newNode(p, g.class) == nil {
 			n += len(g.pods)
 		}
 	}
@@ -201,9 +208,11 @@ func join(a, b string) string {
 // explainGroup says what the pool could not do for the pods of a class, or
 // need not.
 func (e *evaluation) explainGroup(p *poolRun, g *group, all []*Pod, held *Guard) {
-	m := placeable(g.class, p.template)
-	if m == nil {
-		m = shortage(g.class, p.Name, p.template.free)
+	m := e.onTemplate(p, g.class)
+	if m == nil && len(g.pods) > 0 {
+		if m = e.newNode(p, g.class); m != nil {
+			all = g.pods // the others, if any, have found a place
+		}
 	}
 	switch {
 	case m != nil && len(g.pods) < len(all): // another pool serves them

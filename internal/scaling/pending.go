@@ -38,12 +38,12 @@ func (e *evaluation) waiting() []*group {
 		}
 		e.pending++
 		if pod.NominatedNode != "" {
-			if _, ok := e.world.nodes[pod.NominatedNode]; ok {
+			if n, ok := e.world.nodes[pod.NominatedNode]; ok && !n.leaves {
 				continue // room is being made for it by preemption
 			}
 		}
 		c := e.world.classes[pod.Class]
-		if m := notCounted(pod, c); m != nil {
+		if m := e.notCounted(pod, c); m != nil {
 			key := m.code + "\x00" + pod.Class
 			hopeless[key], why[key] = append(hopeless[key], pod), m
 			continue
@@ -84,14 +84,16 @@ func boolToInt(b bool) int {
 }
 
 // notCounted says why a pending pod is no reason for a node, or nil.
-func notCounted(p *Pod, c *PodClass) *misfit {
+func (e *evaluation) notCounted(p *Pod, c *PodClass) *misfit {
 	switch {
 	case p.Gated:
 		return &misfit{code: "SchedulingGated", message: "has scheduling gates", fix: "remove its scheduling gates"}
 	case c == nil:
 		return &misfit{code: "UnknownClass", message: "its requests are unknown", fix: "wait for the next snapshot"}
-	case c.Priority < expendableBelow:
-		return &misfit{code: "Expendable", message: fmt.Sprintf("has a priority below %d", expendableBelow), fix: "raise its priority"}
+	case e.world.expendable(c):
+		return &misfit{code: "Expendable", message: fmt.Sprintf("has a priority below %d", e.world.expendableBelow), fix: "raise its priority"}
+	case p.VolumeProblem != "":
+		return &misfit{code: "VolumeNotReady", message: "waits for a volume, not for a node: " + p.VolumeProblem, fix: "have the claim bound"}
 	}
 	return unsimulated(c)
 }
@@ -136,25 +138,33 @@ func (e *evaluation) serve(groups []*group) {
 }
 
 // fill puts pods on nodes, first fit, and leaves in the groups those that
-// found no place. Pods of a class are alike: a node that does not take one
-// takes none of them.
+// found no place. Pods that go where others are, or spread among them, may find
+// a place once others have: they are tried until nothing moves any more.
 func (e *evaluation) fill(groups []*group, nodes []*simNode) {
 	for _, g := range groups {
-		for _, n := range nodes {
-			if len(g.pods) == 0 {
-				break
-			}
-			if n.leaves || placeable(g.class, n) != nil {
-				continue
-			}
-			for len(g.pods) > 0 && g.class.Requests.lacks(n.free) == "" {
-				n.free.sub(g.class.Requests)
-				n.coming = append(n.coming, g.pods[0])
-				g.pods = g.pods[1:]
+		e.fillGroup(g, nodes)
+	}
+	for moved := true; moved; {
+		moved = false
+		for _, g := range groups {
+			if !e.world.topology.rules[g.class].monotone() && len(g.pods) > 0 {
+				moved = e.fillGroup(g, nodes) > 0 || moved
 			}
 		}
-		g.marked = min(g.marked, len(g.pods))
 	}
+}
+
+// fillGroup puts pods of one class on nodes and returns how many. Pods of a
+// class are alike: a node that does not take one takes none of them, unless
+// where the others are makes a difference.
+func (e *evaluation) fillGroup(g *group, nodes []*simNode) int {
+	before := len(g.pods)
+	e.world.distribute(g.class, nodes, len(g.pods), func(n *simNode) {
+		n.coming = append(n.coming, g.pods[0])
+		g.pods = g.pods[1:]
+	})
+	g.marked = min(g.marked, len(g.pods))
+	return before - len(g.pods)
 }
 
 // keepDisplaced looks at the pods of nodes that are leaving: they have to find
@@ -186,7 +196,8 @@ func (e *evaluation) revokeFor(groups []*group, n *simNode) {
 	was := *n
 	e.restore(n)
 	for _, g := range groups {
-		if g.marked > 0 && n.kind == kindRestoring && n.fits(g.class) {
+		if g.marked > 0 && n.kind == kindRestoring && e.world.admits(g.class, n) {
+			e.world.detach(n)
 			n.leaves, n.kind, n.taints = was.leaves, was.kind, was.taints
 			e.revoke(n, Reason{CodeUnschedulablePods, fmt.Sprintf("pod %s needs it", g.pods[len(g.pods)-1].Ref())})
 			p := e.pool(n.pool)
@@ -197,6 +208,7 @@ func (e *evaluation) revokeFor(groups []*group, n *simNode) {
 			return
 		}
 	}
+	e.world.detach(n)
 	n.leaves, n.kind, n.taints = was.leaves, was.kind, was.taints
 }
 

@@ -34,6 +34,19 @@ type Policy struct {
 	// DryRun says that nobody acts on the decisions, so that a claim that
 	// expires is no failure.
 	DryRun bool
+	// ExpendableBelow is the priority under which a pod neither asks for a node
+	// nor keeps one, and gives way to any other. nil: -10, as the cluster
+	// autoscaler's expendable-pods-priority-cutoff.
+	ExpendableBelow *int32
+}
+
+const defaultExpendableBelow = -10
+
+func (p Policy) expendableBelow() int32 {
+	if p.ExpendableBelow == nil {
+		return defaultExpendableBelow
+	}
+	return *p.ExpendableBelow
 }
 
 // Pool is a group of nodes that are made alike.

@@ -123,6 +123,11 @@ func (e *evaluation) place() {
 			e.world.add(e.pool(e.s.Claims[name].Pool).instance(name, kindInFlight, e))
 		}
 	}
+	for _, name := range e.world.names {
+		if n := e.world.nodes[name]; !n.leaves {
+			e.world.attach(n)
+		}
+	}
 }
 
 // instance makes a node of the pool; a pool that the policy no longer has
@@ -168,6 +173,7 @@ func (e *evaluation) placeNode(n *simNode) {
 // restore makes a node that is being drained capacity again.
 func (e *evaluation) restore(n *simNode) {
 	n.leaves = false
+	defer e.world.attach(n)
 	if n.node == nil || !n.node.Ready || n.node.Deleting {
 		n.kind = kindIdle
 		return
@@ -186,11 +192,13 @@ func (e *evaluation) restore(n *simNode) {
 // be: its taints and its size are still those of a kubelet that starts.
 func (e *evaluation) beginning(n *simNode) {
 	t := e.pool(n.pool).instance(n.name, kindInFlight, e)
-	t.node, t.record, t.owned, t.pods = n.node, n.record, n.owned, n.pods
+	t.node, t.record, t.owned, t.pods, t.nominated = n.node, n.record, n.owned, n.pods, n.nominated
+	t.template = nil // its labels are its own
 	maps.Copy(t.labels, n.labels)
+	t.daemons = slices.DeleteFunc(t.daemons, func(d *DaemonSet) bool { return d.on(n) })
 	for _, p := range t.pods {
 		if c, ok := e.world.classes[p.Class]; ok && p.OwnerKind != "DaemonSet" {
-			t.free.sub(c.Requests)
+			e.world.occupy(c, t)
 		}
 	}
 	e.world.nodes[n.name] = t

@@ -149,40 +149,70 @@ func (e *evaluation) rehome(n *simNode, targets []*simNode) *leftover {
 		}
 		return cmpStrings(a.Namespace, b.Namespace, a.Name, b.Name)
 	})
-	var taken []*simNode
-	for i, pod := range pods {
-		c := e.world.classes[pod.Class]
-		var why *misfit
-		switch {
-		case c == nil:
-			why = &misfit{code: "UnknownClass", message: "its requests are unknown", fix: "wait for the next snapshot"}
-		case c.Priority < expendableBelow:
-			taken = append(taken, nil)
-			continue
-		default:
-			why = unsimulated(c)
+	was := n.attached
+	e.world.detach(n)
+	var moved []*move
+	undo := func() {
+		for _, m := range slices.Backward(moved) {
+			e.world.vacate(m.class, m.to)
+			m.to.coming = m.to.coming[:len(m.to.coming)-1]
 		}
-		var to *simNode
-		if why == nil {
-			if to = e.world.home(c, n, targets); to == nil {
-				why = &misfit{code: "NoOtherNodeFits", message: "fits on none of the nodes that stay",
-					fix: "free room on other nodes, or lower the requests"}
+		if was {
+			e.world.attach(n)
+		}
+	}
+	for len(pods) > 0 {
+		var waiting []*Pod // for others to be where they want to go
+		var first *leftover
+		for _, pod := range pods {
+			c := e.world.classes[pod.Class]
+			if c != nil && e.world.expendable(c) {
+				continue
 			}
-		}
-		if why != nil {
-			for j, t := range slices.Backward(taken) {
-				if t != nil {
-					t.free.add(e.world.classes[pods[j].Class].Requests)
-					t.coming = t.coming[:len(t.coming)-1]
+			why := e.unmovable(pod, c)
+			if why == nil {
+				to := e.world.home(c, n, targets)
+				if to != nil {
+					e.world.occupy(c, to)
+					to.coming = append(to.coming, pod)
+					moved = append(moved, &move{c, to})
+					continue
 				}
+				why = e.world.nowhere(c, n, targets)
 			}
-			return &leftover{pods[i], *why}
+			if first == nil {
+				first = &leftover{pod, *why}
+			}
+			if c == nil || e.world.topology.rules[c].monotone() {
+				undo()
+				return &leftover{pod, *why}
+			}
+			waiting = append(waiting, pod)
 		}
-		to.free.sub(c.Requests)
-		to.coming = append(to.coming, pod)
-		taken = append(taken, to)
+		if len(waiting) == len(pods) {
+			undo()
+			return first
+		}
+		pods = waiting
 	}
 	return nil
+}
+
+// move is a pod that found another place.
+type move struct {
+	class *PodClass
+	to    *simNode
+}
+
+// unmovable says why the simulation can't tell where the pod would go, or nil.
+func (e *evaluation) unmovable(p *Pod, c *PodClass) *misfit {
+	switch {
+	case c == nil:
+		return &misfit{code: "UnknownClass", message: "its requests are unknown", fix: "wait for the next snapshot"}
+	case p.VolumeProblem != "":
+		return &misfit{code: "VolumeNotReady", message: "would wait for a volume: " + p.VolumeProblem, fix: "have the claim bound"}
+	}
+	return unsimulated(c)
 }
 
 func (w *world) podShare(p *Pod, all Resources) int64 {
@@ -195,29 +225,9 @@ func (w *world) podShare(p *Pod, all Resources) int64 {
 // home is the first of the targets that takes a pod of the class.
 func (w *world) home(c *PodClass, not *simNode, targets []*simNode) *simNode {
 	for _, t := range targets {
-		if t != not && !t.leaves && c.Requests.lacks(t.free) == "" && w.allowed(c, t) {
+		if t != not && !t.leaves && w.admits(c, t) {
 			return t
 		}
 	}
 	return nil
-}
-
-type placement struct {
-	class *PodClass
-	node  *simNode
-}
-
-// allowed is placeable, remembered for nodes whose labels and taints stay as
-// they are within an evaluation.
-func (w *world) allowed(c *PodClass, n *simNode) bool {
-	if n.kind != kindReady {
-		return placeable(c, n) == nil
-	}
-	key := placement{c, n}
-	if ok, known := w.memo[key]; known {
-		return ok
-	}
-	ok := placeable(c, n) == nil
-	w.memo[key] = ok
-	return ok
 }

@@ -218,6 +218,7 @@ func (e *evaluation) remove(n *simNode, p *poolRun, why Reason, r Request) bool 
 	p.downs = append(p.downs, why)
 	p.st.RemovedAt = e.now
 	n.kind, n.leaves = kindIdle, true
+	e.world.detach(n)
 	return true
 }
 

@@ -5,11 +5,8 @@ import (
 	"slices"
 
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/labels"
 )
-
-// expendableBelow is the priority under which a pod neither asks for a node
-// nor keeps one, as in the cluster autoscaler (expendable-pods-priority-cutoff).
-const expendableBelow = -10
 
 // kind says what a node is to the simulation.
 type kind int
@@ -37,6 +34,14 @@ type simNode struct {
 	leaves bool    // a removal is decided or under way
 	pods   []*Pod  // bound and not over
 	coming []*Pod  // pending ones that the simulation put here
+
+	nominated  []*Pod       // room is being made for them here by preemption
+	daemons    []*DaemonSet // whose pod it is still to get
+	trial      []*PodClass  // of pods that are put here to see whether they fit
+	ports      []HostPort   // taken
+	expendable Resources    // what pods hold that give way to any other
+	template   *simNode     // it is made of, nil: of none alone
+	attached   bool         // the index knows it
 }
 
 // world is the simulated cluster.
@@ -49,20 +54,18 @@ type world struct {
 	budgets []Budget
 	daemons []DaemonSet
 	memo    map[placement]bool // see allowed
+
+	topology        *topology
+	expendableBelow int32
 }
 
-func newWorld(o Observation, s State) *world {
+func newWorld(o Observation, s State, expendableBelow int32) *world {
 	w := &world{nodes: map[string]*simNode{}, classes: map[string]*PodClass{}, records: map[string]*Record{},
-		memo:    map[placement]bool{},
+		memo: map[placement]bool{}, expendableBelow: expendableBelow,
 		budgets: slices.Clone(o.Budgets), daemons: slices.Clone(o.DaemonSets)}
 	slices.SortFunc(w.budgets, func(a, b Budget) int { return cmpStrings(a.Namespace, b.Namespace, a.Name, b.Name) })
 	slices.SortFunc(w.daemons, func(a, b DaemonSet) int { return cmpStrings(a.Namespace, b.Namespace, a.Name, b.Name) })
-	for i := range o.Classes {
-		w.classes[o.Classes[i].ID] = countPod(&o.Classes[i])
-	}
-	for i := range w.daemons {
-		w.daemons[i].Class = *countPod(&w.daemons[i].Class)
-	}
+	w.learnClasses(o)
 	for i := range o.Records {
 		w.records[o.Records[i].Name] = &o.Records[i]
 	}
@@ -83,9 +86,11 @@ func newWorld(o Observation, s State) *world {
 		if n, ok := w.nodes[at]; ok && at != "" {
 			if p.Node != "" {
 				n.pods = append(n.pods, p)
+			} else {
+				n.nominated = append(n.nominated, p)
 			}
 			if c, ok := w.classes[p.Class]; ok {
-				n.free.sub(c.Requests)
+				w.occupy(c, n)
 			}
 		}
 	}
@@ -94,6 +99,35 @@ func newWorld(o Observation, s State) *world {
 	}
 	w.names = slices.Sorted(maps.Keys(w.nodes))
 	return w
+}
+
+// learnClasses parses the classes of the pods and of the DaemonSets.
+func (w *world) learnClasses(o Observation) {
+	var namespaces map[string]labels.Set
+	if _, ok := o.Freshness[KindNamespace]; ok {
+		namespaces = map[string]labels.Set{}
+		for _, n := range o.Namespaces {
+			namespaces[n.Name] = n.Labels
+		}
+	}
+	var all []*PodClass
+	for i := range o.Classes {
+		c := countPod(&o.Classes[i])
+		w.classes[c.ID] = c
+	}
+	for _, id := range sortedKeys(w.classes) {
+		all = append(all, w.classes[id])
+	}
+	for i := range w.daemons {
+		w.daemons[i].Class = *countPod(&w.daemons[i].Class)
+		all = append(all, &w.daemons[i].Class)
+	}
+	for _, c := range all {
+		if namespaces == nil && slices.ContainsFunc(slices.Concat(c.PodAffinity, c.PodAntiAffinity), func(t PodTerm) bool { return t.NamespaceSelector != nil }) {
+			c.Unsimulated = append(slices.Clone(c.Unsimulated), "namespaceSelector")
+		}
+	}
+	w.topology = newTopology(all, namespaces)
 }
 
 // countPod returns a class that asks for the one pod that it is.
@@ -147,15 +181,18 @@ func lasting(n Node) []corev1.Taint {
 func (w *world) reserveDaemons(n *simNode) {
 	for i := range w.daemons {
 		d := &w.daemons[i]
-		if slices.ContainsFunc(n.pods, func(p *Pod) bool {
-			return p.OwnerKind == "DaemonSet" && p.OwnerName == d.Name && p.Namespace == d.Namespace
-		}) {
-			continue
-		}
-		if placeable(&d.Class, n) == nil {
-			n.free.sub(d.Class.Requests)
+		if !d.on(n) && w.placeable(&d.Class, n) == nil {
+			n.daemons = append(n.daemons, d)
+			w.occupy(&d.Class, n)
 		}
 	}
+}
+
+// on reports whether the node has its pod already.
+func (d *DaemonSet) on(n *simNode) bool {
+	return slices.ContainsFunc(n.pods, func(p *Pod) bool {
+		return p.OwnerKind == "DaemonSet" && p.OwnerName == d.Name && p.Namespace == d.Namespace
+	})
 }
 
 // add puts a node that is to come into the world.
@@ -165,6 +202,7 @@ func (w *world) add(n *simNode) {
 	if !found {
 		w.names = slices.Insert(w.names, i, n.name)
 	}
+	w.attach(n)
 }
 
 // targets returns the nodes of the given kinds in the order in which the
@@ -179,10 +217,6 @@ func (w *world) targets(kinds ...kind) []*simNode {
 		}
 	}
 	return out
-}
-
-func (n *simNode) fits(c *PodClass) bool {
-	return c.Requests.lacks(n.free) == "" && placeable(c, n) == nil
 }
 
 // toMove returns the pods that have to find a place when the node goes, and
@@ -283,6 +317,8 @@ func (w *world) learnCommon(t *simNode) {
 func (n *simNode) instance(name string, k kind) *simNode {
 	out := *n
 	out.name, out.kind, out.alloc, out.free = name, k, n.alloc.clone(), n.free.clone()
+	out.ports, out.daemons, out.trial, out.attached = slices.Clone(n.ports), slices.Clone(n.daemons), nil, false
+	out.template = n
 	out.labels = maps.Clone(n.labels)
 	out.labels[corev1.LabelHostname] = name
 	return &out

@@ -1,0 +1,263 @@
+package scaling
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+)
+
+// expendable reports whether pods of the class give way to any other.
+func (w *world) expendable(c *PodClass) bool { return c.Priority < w.expendableBelow }
+
+// occupy takes the room of a pod of the class on the node, and vacate gives it
+// back. Expendable pods take none: the scheduler pushes them off for others.
+func (w *world) occupy(c *PodClass, n *simNode) { w.hold(c, n, 1) }
+func (w *world) vacate(c *PodClass, n *simNode) { w.hold(c, n, -1) }
+
+func (w *world) hold(c *PodClass, n *simNode, by int) {
+	if w.expendable(c) {
+		n.expendable.apply(c.Requests, int64(by))
+		return
+	}
+	n.free.apply(c.Requests, -int64(by))
+	for _, p := range c.HostPorts {
+		if by > 0 {
+			n.ports = append(n.ports, p)
+		} else if i := slices.Index(n.ports, p); i >= 0 {
+			n.ports = slices.Delete(n.ports, i, i+1)
+		}
+	}
+	if n.attached {
+		w.topology.count(c, n, by, false)
+	}
+}
+
+// distribute puts up to n pods of a class on nodes, first fit, calls put for
+// each before it is counted, and returns how many found a place.
+func (w *world) distribute(c *PodClass, nodes []*simNode, n int, put func(*simNode)) int {
+	left := n
+	again := !w.topology.rules[c].monotone()
+	for moved := true; moved && left > 0; moved = moved && again {
+		moved = false
+		var open []*simNode // those that may take more once others have
+		for _, node := range nodes {
+			for left > 0 && !node.leaves && w.admits(c, node) {
+				put(node)
+				w.occupy(c, node)
+				left--
+				moved = true
+			}
+			if left == 0 {
+				break
+			}
+			if again && !node.leaves && w.room(c, node) == "" && w.allowed(c, node) {
+				open = append(open, node)
+			}
+		}
+		nodes = open
+	}
+	return n - left
+}
+
+// room names the resource that the node lacks for a pod of the class, or "".
+func (w *world) room(c *PodClass, n *simNode) string {
+	if !c.NeverPreempts {
+		return c.Requests.lacks(n.free)
+	}
+	free := n.free.clone()
+	free.sub(n.expendable)
+	return c.Requests.lacks(free)
+}
+
+// admits reports whether the scheduler could put a pod of the class on the
+// node as it is in the simulation.
+func (w *world) admits(c *PodClass, n *simNode) bool {
+	return w.room(c, n) == "" && w.allowed(c, n) && w.refusal(c, n).why == admitted
+}
+
+type placement struct {
+	class *PodClass
+	node  *simNode
+}
+
+// allowed is placeable, remembered for nodes whose labels and taints stay as
+// they are within an evaluation, and for all nodes of a template together.
+func (w *world) allowed(c *PodClass, n *simNode) bool {
+	key := placement{c, n}
+	switch {
+	case n.template != nil && !w.topology.rules[c].names:
+		key.node = n.template
+	case n.kind != kindReady:
+		return w.placeable(c, n) == nil
+	}
+	if ok, known := w.memo[key]; known {
+		return ok
+	}
+	ok := w.placeable(c, n) == nil
+	w.memo[key] = ok
+	return ok
+}
+
+// refusal is why what is on the nodes keeps a pod away, without the words.
+type refusal struct {
+	why refused
+	key string // topology key
+	num int
+}
+
+type refused int
+
+const (
+	admitted refused = iota
+	refusedPort
+	refusedRepelled
+	refusedAnti
+	refusedAffinity
+	refusedSpread
+	refusedNoKey
+)
+
+// refusal follows the filters of the scheduler's plugins NodePorts,
+// InterPodAffinity and PodTopologySpread.
+func (w *world) refusal(c *PodClass, n *simNode) refusal {
+	for _, p := range c.HostPorts {
+		if slices.ContainsFunc(n.ports, p.conflicts) {
+			return refusal{why: refusedPort, num: int(p.Port)}
+		}
+	}
+	r := w.topology.rules[c]
+	for _, s := range r.spread {
+		if _, ok := n.labels[s.Key]; !ok {
+			return refusal{why: refusedNoKey, key: s.Key}
+		}
+		if s.skew(n) > s.maxSkew {
+			return refusal{why: refusedSpread, key: s.Key, num: s.maxSkew}
+		}
+	}
+	for _, counter := range r.anti {
+		if counter.here(n) {
+			return refusal{why: refusedAnti, key: counter.key}
+		}
+	}
+	for _, counter := range r.who.repelled {
+		if counter.here(n) {
+			return refusal{why: refusedRepelled, key: counter.key}
+		}
+	}
+	return r.attracted(n)
+}
+
+// attracted checks the affinity to other pods. The first pod of a group that
+// wants to be together may go anywhere: nobody is there yet.
+func (r *classRules) attracted(n *simNode) refusal {
+	all, anywhere := true, 0
+	for _, counter := range r.affinity {
+		if _, ok := n.labels[counter.key]; !ok {
+			return refusal{why: refusedNoKey, key: counter.key}
+		}
+		all = all && counter.here(n)
+		anywhere += counter.total
+	}
+	if all || anywhere == 0 && r.selfish {
+		return refusal{}
+	}
+	return refusal{why: refusedAffinity, key: r.affinity[0].key}
+}
+
+func (r refusal) misfit() *misfit {
+	switch r.why {
+	case refusedPort:
+		return &misfit{code: "HostPort", message: fmt.Sprintf("host port %d is taken", r.num),
+			fix: fmt.Sprintf("take host port %d off the pod, or let it have nodes of its own", r.num)}
+	case refusedRepelled:
+		return &misfit{code: "PodAntiAffinityOfOthers", message: fmt.Sprintf("the anti-affinity of a pod in the same %s keeps it away", r.key),
+			fix: "relax the anti-affinity of the other pod, or add a node in another " + r.key}
+	case refusedAnti:
+		return &misfit{code: "PodAntiAffinity", message: fmt.Sprintf("its anti-affinity keeps it away from a pod in the same %s", r.key),
+			fix: "relax the pod's anti-affinity, or add a node in another " + r.key}
+	case refusedAffinity:
+		return &misfit{code: "PodAffinity", message: fmt.Sprintf("its affinity asks for a pod in the same %s, and there is none", r.key),
+			fix: "relax the pod's affinity, or make room where the other pod is"}
+	case refusedSpread:
+		return &misfit{code: "TopologySpread", message: fmt.Sprintf("its spread over %s would be uneven by more than %d", r.key, r.num),
+			fix: fmt.Sprintf("raise maxSkew, or let a pool make nodes in the %s with the fewest pods", r.key)}
+	case refusedNoKey:
+		return &misfit{code: "TopologyKey", message: fmt.Sprintf("the node has no label %s, by which the pod goes to or spreads among others", r.key),
+			fix: fmt.Sprintf("give the pool the label %s", r.key)}
+	}
+	return nil
+}
+
+// onTemplate says why no node of the pool, however empty the cluster, would
+// take a pod of the class, or nil.
+func (e *evaluation) onTemplate(p *poolRun, c *PodClass) *misfit {
+	if m, known := p.judged[c]; known {
+		return m
+	}
+	trial := p.template.instance(p.Name+"-new", kindNew)
+	m := e.world.placeable(c, trial)
+	if m == nil {
+		m = shortage(c, p.Name, trial.free)
+	}
+	if p.judged == nil {
+		p.judged = map[*PodClass]*misfit{}
+	}
+	p.judged[c] = m
+	return m
+}
+
+// newNode says why a new node of the pool would not take a pod of the class
+// with everything where it is now, or nil.
+func (e *evaluation) newNode(p *poolRun, c *PodClass) *misfit {
+	if m := e.onTemplate(p, c); m != nil {
+		return m
+	}
+	trial := p.template.instance(p.Name+"-new", kindNew)
+	e.world.attach(trial)
+	defer e.world.detach(trial)
+	return e.world.refusal(c, trial).misfit()
+}
+
+// settle puts pods that go where others are, or spread among them, on nodes
+// that have become possible since.
+func (e *evaluation) settle(groups []*group) {
+	var open []*group
+	for _, g := range groups {
+		if len(g.pods) > 0 && !e.world.topology.rules[g.class].monotone() {
+			open = append(open, g)
+		}
+	}
+	if len(open) > 0 {
+		e.fill(open, e.world.targets(kindReady, kindRestoring, kindInFlight, kindNew))
+	}
+}
+
+// nowhere says why none of the targets takes a pod of the class.
+func (w *world) nowhere(c *PodClass, not *simNode, targets []*simNode) *misfit {
+	n, by := 0, map[string]int{}
+	for _, t := range targets {
+		if t == not || t.leaves {
+			continue
+		}
+		n++
+		m := w.placeable(c, t)
+		if m == nil {
+			m = w.refusal(c, t).misfit()
+		}
+		if r := w.room(c, t); m == nil && r != "" {
+			m = &misfit{code: "Insufficient" + title(r)}
+		}
+		if m != nil {
+			by[m.code]++
+		}
+	}
+	var parts []string
+	for _, code := range sortedKeys(by) {
+		parts = append(parts, fmt.Sprintf("%s on %d", code, by[code]))
+	}
+	text := "fits on none of the nodes that stay"
+	if len(parts) > 0 {
+		text += fmt.Sprintf(": of %d, %s", n, strings.Join(parts, ", "))
+	}
+	return &misfit{code: "NoOtherNodeFits", message: text, fix: "free room on other nodes, lower the requests, or relax what keeps the pod off them"}
+}

@@ -1,0 +1,177 @@
+package scaling
+
+import (
+	"k8s.io/apimachinery/pkg/labels"
+)
+
+// topology is an index of who is where, by topology key and value, kept up to
+// date as the simulation puts pods on nodes: to ask whether a pod may go on a
+// node costs a look-up for each constraint, however many pods and nodes there
+// are. Nodes that leave, with their pods, are not in it.
+type topology struct {
+	namespaces map[string]labels.Set // nil: unknown
+	rules      map[*PodClass]*classRules
+	identities map[string]*identity
+	order      []*identity // as they were met
+	tallies    map[string]*tally
+	spreads    map[string]*spread
+	spreadList []*spread
+}
+
+// tally counts, by value of a topology key, the pods that a selector selects,
+// or for an anti-affinity those that hold it.
+type tally struct {
+	key     string
+	pods    podSelector
+	holders bool
+	at      map[string]int
+	total   int
+}
+
+func (c *tally) count(n *simNode, by int) {
+	if v, ok := n.labels[c.key]; ok {
+		c.at[v] += by
+		c.total += by
+	}
+}
+
+// here reports whether there is one in the node's domain. A node without the
+// key is in no domain.
+func (c *tally) here(n *simNode) bool {
+	v, ok := n.labels[c.key]
+	return ok && c.at[v] > 0
+}
+
+func newTopology(classes []*PodClass, namespaces map[string]labels.Set) *topology {
+	t := &topology{namespaces: namespaces, rules: map[*PodClass]*classRules{}, identities: map[string]*identity{},
+		tallies: map[string]*tally{}, spreads: map[string]*spread{}}
+	for _, c := range classes {
+		t.compile(c)
+	}
+	t.acquaint()
+	return t
+}
+
+func (t *topology) tally(name, key string, pods podSelector, holders bool) *tally {
+	if c, ok := t.tallies[name]; ok {
+		return c
+	}
+	c := &tally{key: key, pods: pods, holders: holders, at: map[string]int{}}
+	t.tallies[name] = c
+	return c
+}
+
+// bucket is where a selector is looked for: by the namespace and a label that a
+// pod must have for it. What is not known of a selector is empty.
+type bucket struct{ namespace, key, value string }
+
+// acquaint finds out which selectors select which identities. Most selectors
+// name one namespace and a label, so that few have to be tried for each.
+func (t *topology) acquaint() {
+	tallies, spreads := map[bucket][]*tally{}, map[bucket][]*spread{}
+	for _, name := range sortedKeys(t.tallies) {
+		b := t.tallies[name].pods.bucket()
+		tallies[b] = append(tallies[b], t.tallies[name])
+	}
+	for _, s := range t.spreadList {
+		spreads[s.pods.bucket()] = append(spreads[s.pods.bucket()], s)
+	}
+	for _, who := range t.order {
+		try := func(b bucket) {
+			for _, c := range tallies[b] {
+				switch {
+				case !c.pods.selects(t, who.namespace, who.labels):
+				case c.holders:
+					who.repelled = append(who.repelled, c)
+				default:
+					who.counted = append(who.counted, c)
+				}
+			}
+			for _, s := range spreads[b] {
+				if s.pods.selects(t, who.namespace, who.labels) {
+					who.spreads = append(who.spreads, s)
+				}
+			}
+		}
+		for _, namespace := range []string{who.namespace, ""} {
+			try(bucket{namespace: namespace})
+			for _, k := range sortedKeys(who.labels) {
+				try(bucket{namespace, k, who.labels[k]})
+			}
+		}
+	}
+}
+
+func (s podSelector) bucket() bucket {
+	if len(s) == 0 {
+		return bucket{}
+	}
+	b := bucket{namespace: s[0].own}
+	requirements, _ := s[0].pods.Requirements()
+	for _, r := range requirements {
+		if values := r.ValuesUnsorted(); len(values) == 1 && requiresValue(r) {
+			b.key, b.value = r.Key(), values[0]
+			return b
+		}
+	}
+	return b
+}
+
+// count notes that a pod of the class is on the node (by = 1) or no longer is
+// (-1). Pods that are being deleted still repel and attract, but are not
+// counted for spreading, as in the PodTopologySpread plugin.
+func (t *topology) count(c *PodClass, n *simNode, by int, deleting bool) {
+	r := t.rules[c]
+	for _, counter := range r.who.counted {
+		counter.count(n, by)
+	}
+	for _, counter := range r.holds {
+		counter.count(n, by)
+	}
+	if deleting {
+		return
+	}
+	for _, s := range r.who.spreads {
+		s.count(n, by)
+	}
+}
+
+// attach puts a node with all that is on it into the index, and detach takes
+// it out; what is in or out already stays so.
+func (w *world) attach(n *simNode) {
+	if n.attached {
+		return
+	}
+	n.attached = true
+	for _, s := range w.topology.spreadList {
+		s.enter(w, n)
+	}
+	w.countAll(n, 1)
+}
+
+func (w *world) detach(n *simNode) {
+	if !n.attached {
+		return
+	}
+	w.countAll(n, -1)
+	for _, s := range w.topology.spreadList {
+		s.leave(n)
+	}
+	n.attached = false
+}
+
+func (w *world) countAll(n *simNode, by int) {
+	for _, pods := range [][]*Pod{n.pods, n.nominated, n.coming} {
+		for _, p := range pods {
+			if c, ok := w.classes[p.Class]; ok && !w.expendable(c) {
+				w.topology.count(c, n, by, p.Deleting)
+			}
+		}
+	}
+	for _, d := range n.daemons {
+		w.topology.count(&d.Class, n, by, false)
+	}
+	for _, c := range n.trial {
+		w.topology.count(c, n, by, false)
+	}
+}
