@@ -106,6 +106,7 @@ type Fold struct {
 	daemonsets table[SnapshotDaemonSet]
 	usage      table[SnapshotUsage]
 	records    table[NodeRecord]
+	namespaces table[SnapshotNamespace]
 	sum        Digest
 	full       bool
 }
@@ -117,7 +118,7 @@ func NewFold() *Fold {
 		nodes:     newTable[SnapshotNode](KindNode), classes: newTable[PodClass](KindPodClass),
 		pods: newTable[SnapshotPod](KindPod), pdbs: newTable[SnapshotPDB](KindPDB),
 		daemonsets: newTable[SnapshotDaemonSet](KindDaemonSet), usage: newTable[SnapshotUsage](KindUsage),
-		records: newTable[NodeRecord](KindRecord),
+		records: newTable[NodeRecord](KindRecord), namespaces: newTable[SnapshotNamespace](KindNamespace),
 	}
 }
 
@@ -135,6 +136,7 @@ func (f *Fold) PDBs() map[string]SnapshotPDB             { return f.pdbs.objects
 func (f *Fold) DaemonSets() map[string]SnapshotDaemonSet { return f.daemonsets.objects }
 func (f *Fold) Usage() map[string]SnapshotUsage          { return f.usage.objects }
 func (f *Fold) Records() map[string]NodeRecord           { return f.records.objects }
+func (f *Fold) Namespaces() map[string]SnapshotNamespace { return f.namespaces.objects }
 
 // Capture replaces everything by a full snapshot. An epoch lower than the
 // present one is ErrStaleSnapshot; a digest that does not match the objects is
@@ -182,7 +184,7 @@ func (f *Fold) Change(d SnapshotChanged) error {
 func (f *Fold) put(o SnapshotObjects) error {
 	return errors.Join(f.nodes.put(&f.sum, o.Nodes), f.classes.put(&f.sum, o.Classes), f.pods.put(&f.sum, o.Pods),
 		f.pdbs.put(&f.sum, o.PDBs), f.daemonsets.put(&f.sum, o.DaemonSets), f.usage.put(&f.sum, o.Usage),
-		f.records.put(&f.sum, o.Records))
+		f.records.put(&f.sum, o.Records), f.namespaces.put(&f.sum, o.Namespaces))
 }
 
 // Diff returns the delta that leads from f to the given full set of objects,
@@ -200,6 +202,7 @@ func (f *Fold) Diff(now SnapshotObjects) (SnapshotChanged, bool, error) {
 	diffTable(f.daemonsets, n.daemonsets, now.DaemonSets, &d.Changed.DaemonSets, d.Deleted)
 	diffTable(f.usage, n.usage, now.Usage, &d.Changed.Usage, d.Deleted)
 	diffTable(f.records, n.records, now.Records, &d.Changed.Records, d.Deleted)
+	diffTable(f.namespaces, n.namespaces, now.Namespaces, &d.Changed.Namespaces, d.Deleted)
 	return d, d.Base != d.Digest, nil
 }
 

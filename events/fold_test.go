@@ -89,6 +89,7 @@ func TestFoldedDeltasEqualAFullSnapshot(t *testing.T) {
 					o.Usage = append(o.Usage, SnapshotUsage{Node: fmt.Sprint("n", i), CPUMilli: rapid.Int64Range(0, 3).Draw(t, "cpu")})
 					o.Records = append(o.Records, NodeRecord{Name: fmt.Sprint("n", i), Phase: "ready"})
 					o.DaemonSets = append(o.DaemonSets, SnapshotDaemonSet{Namespace: "k", Name: fmt.Sprint("d", i)})
+					o.Namespaces = append(o.Namespaces, SnapshotNamespace{Name: fmt.Sprint("s", i), Labels: map[string]string{"team": rapid.SampledFrom([]string{"a", "b"}).Draw(t, "team")}})
 				}
 			}
 			return o
@@ -110,6 +111,7 @@ func TestFoldedDeltasEqualAFullSnapshot(t *testing.T) {
 			require.Len(t, f.DaemonSets(), len(want.DaemonSets))
 			require.Len(t, f.Usage(), len(want.Usage))
 			require.Len(t, f.Records(), len(want.Records))
+			require.Len(t, f.Namespaces(), len(want.Namespaces))
 		}
 	})
 }

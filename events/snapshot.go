@@ -17,18 +17,7 @@ const (
 	KindDaemonSet = "daemonset"
 	KindUsage     = "usage"
 	KindRecord    = "record"
-)
-
-// Constraints that a pod class may carry without our simulating them; see
-// PodClass.Unsimulated.
-const (
-	ConstraintPodAffinity      = "podAffinity"
-	ConstraintPodAntiAffinity  = "podAntiAffinity"
-	ConstraintTopologySpread   = "topologySpreadConstraints"
-	ConstraintHostPorts        = "hostPorts"
-	ConstraintVolumes          = "volumes"
-	ConstraintResourceClaims   = "resourceClaims"
-	ConstraintForeignScheduler = "schedulerName"
+	KindNamespace = "namespace"
 )
 
 // SnapshotNode is a node as the API server has it.
@@ -61,6 +50,13 @@ type PodClass struct {
 	Priority      int32              `json:"priority,omitempty"`
 	SchedulerName string             `json:"scheduler_name,omitempty"` // absent: default-scheduler
 	Unsimulated   []string           `json:"unsimulated,omitempty"`    // Constraint names
+
+	PodAffinity     []PodAffinityTerm `json:"pod_affinity,omitempty"`      // required, all of them
+	PodAntiAffinity []PodAffinityTerm `json:"pod_anti_affinity,omitempty"` // required
+	TopologySpread  []TopologySpread  `json:"topology_spread,omitempty"`   // DoNotSchedule
+	HostPorts       []HostPort        `json:"host_ports,omitempty"`
+	Volumes         []VolumeTopology  `json:"volumes,omitempty"`        // all of them
+	NeverPreempts   bool              `json:"never_preempts,omitempty"` // preemptionPolicy: Never
 }
 
 // OwnerRef names the controller of a pod.
@@ -90,6 +86,9 @@ type SnapshotPod struct {
 	// UnschedulableSince is when the scheduler said that nothing fits; absent otherwise.
 	UnschedulableSince   time.Time `json:"unschedulable_since,omitzero"`
 	UnschedulableMessage string    `json:"unschedulable_message,omitempty"`
+	// VolumeProblem says which claim keeps the pod from being scheduled anywhere,
+	// until it exists or is bound.
+	VolumeProblem string `json:"volume_problem,omitempty"`
 }
 
 // Kinds of LocalVolume.
@@ -166,6 +165,7 @@ type SnapshotObjects struct {
 	DaemonSets []SnapshotDaemonSet `json:"daemonsets,omitempty"`
 	Usage      []SnapshotUsage     `json:"usage,omitempty"`
 	Records    []NodeRecord        `json:"records,omitempty"`
+	Namespaces []SnapshotNamespace `json:"namespaces,omitempty"`
 }
 
 // SnapshotCaptured is a full snapshot.

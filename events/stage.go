@@ -17,6 +17,7 @@ type stage struct {
 	daemonsets staged[SnapshotDaemonSet]
 	usage      staged[SnapshotUsage]
 	records    staged[NodeRecord]
+	namespaces staged[SnapshotNamespace]
 }
 
 // staged is the part of a stage that concerns one kind: the objects that are
@@ -50,6 +51,9 @@ func (f *Fold) stage(o SnapshotObjects, deleted map[string][]string) (*stage, er
 		return nil, err
 	}
 	if s.records, err = f.records.stage(&s.sum, o.Records, deleted); err != nil {
+		return nil, err
+	}
+	if s.namespaces, err = f.namespaces.stage(&s.sum, o.Namespaces, deleted); err != nil {
 		return nil, err
 	}
 	return s, nil
@@ -107,6 +111,7 @@ func (s *stage) commit() {
 	s.daemonsets.commit()
 	s.usage.commit()
 	s.records.commit()
+	s.namespaces.commit()
 }
 
 func (s staged[T]) commit() {
@@ -148,6 +153,7 @@ func (f *Fold) Delta(candidates SnapshotObjects, deleted map[string][]string) (S
 	s.daemonsets.describe(&d.Changed.DaemonSets, d.Deleted)
 	s.usage.describe(&d.Changed.Usage, d.Deleted)
 	s.records.describe(&d.Changed.Records, d.Deleted)
+	s.namespaces.describe(&d.Changed.Namespaces, d.Deleted)
 	if len(d.Deleted) == 0 {
 		d.Deleted = nil
 	}
