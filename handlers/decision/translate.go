@@ -76,6 +76,9 @@ func observe(cluster string, f *events.Fold) scaling.Observation {
 	for _, r := range sorted(f.Records()) {
 		o.Records = append(o.Records, record(r))
 	}
+	for _, n := range sorted(f.Namespaces()) {
+		o.Namespaces = append(o.Namespaces, scaling.Namespace{Name: n.Name, Labels: n.Labels})
+	}
 	return o
 }
 
@@ -90,7 +93,7 @@ func sorted[V any](m map[string]V) []V {
 func pod(p events.SnapshotPod) scaling.Pod {
 	out := scaling.Pod{Namespace: p.Namespace, Name: p.Name, Class: p.Class, Node: p.Node, NominatedNode: p.NominatedNode, Phase: p.Phase,
 		CreatedAt: p.CreatedAt, Deleting: p.Deleting, Mirror: p.Mirror, Gated: p.Gated, Annotations: p.Annotations,
-		UnschedulableSince: p.UnschedulableSince}
+		UnschedulableSince: p.UnschedulableSince, VolumeProblem: p.VolumeProblem}
 	if p.Owner != nil {
 		out.OwnerKind, out.OwnerName = p.Owner.Kind, p.Owner.Name
 	}
@@ -113,16 +116,51 @@ func record(r events.NodeRecord) scaling.Record {
 
 func class(c events.PodClass) scaling.PodClass {
 	out := scaling.PodClass{ID: c.ID, Namespace: c.Namespace, Labels: c.Labels, Requests: resources(c.Requests), NodeSelector: c.NodeSelector,
-		Priority: c.Priority, SchedulerName: c.SchedulerName, Unsimulated: c.Unsimulated}
-	for _, t := range c.NodeAffinity {
-		out.NodeAffinity = append(out.NodeAffinity, corev1.NodeSelectorTerm{
-			MatchExpressions: nodeRequirements(t.MatchExpressions), MatchFields: nodeRequirements(t.MatchFields)})
+		Priority: c.Priority, SchedulerName: c.SchedulerName, Unsimulated: c.Unsimulated, NeverPreempts: c.NeverPreempts,
+		NodeAffinity: nodeSelectorTerms(c.NodeAffinity), PodAffinity: podTerms(c.PodAffinity), PodAntiAffinity: podTerms(c.PodAntiAffinity)}
+	for _, s := range c.TopologySpread {
+		out.Spread = append(out.Spread, scaling.SpreadConstraint{TopologyKey: s.TopologyKey, MaxSkew: s.MaxSkew, MinDomains: s.MinDomains,
+			Selector: selectorOrNil(s.Selector), IgnoreNodeAffinity: s.IgnoreNodeAffinity, HonorTaints: s.HonorTaints})
+	}
+	for _, p := range c.HostPorts {
+		out.HostPorts = append(out.HostPorts, scaling.HostPort{IP: p.IP, Protocol: p.Protocol, Port: p.Port})
+	}
+	for _, v := range c.Volumes {
+		out.Volumes = append(out.Volumes, scaling.VolumeTopology{Kind: v.Kind, Terms: nodeSelectorTerms(v.Terms)})
 	}
 	for _, t := range c.Tolerations {
 		out.Tolerations = append(out.Tolerations, corev1.Toleration{Key: t.Key, Operator: corev1.TolerationOperator(t.Operator),
 			Value: t.Value, Effect: corev1.TaintEffect(t.Effect)})
 	}
 	return out
+}
+
+func nodeSelectorTerms(ts []events.NodeSelectorTerm) []corev1.NodeSelectorTerm {
+	var out []corev1.NodeSelectorTerm
+	for _, t := range ts {
+		out = append(out, corev1.NodeSelectorTerm{
+			MatchExpressions: nodeRequirements(t.MatchExpressions), MatchFields: nodeRequirements(t.MatchFields)})
+	}
+	return out
+}
+
+func podTerms(ts []events.PodAffinityTerm) []scaling.PodTerm {
+	var out []scaling.PodTerm
+	for _, t := range ts {
+		out = append(out, scaling.PodTerm{TopologyKey: t.TopologyKey, Selector: selectorOrNil(t.Selector),
+			Namespaces: t.Namespaces, NamespaceSelector: selectorOrNil(t.NamespaceSelector)})
+	}
+	return out
+}
+
+// selectorOrNil keeps the difference between a selector that is absent and
+// selects nothing, and an empty one, which selects everything.
+func selectorOrNil(s *events.Selector) *metav1.LabelSelector {
+	if s == nil {
+		return nil
+	}
+	out := selector(*s)
+	return &out
 }
 
 func nodeRequirements(rs []events.Requirement) []corev1.NodeSelectorRequirement {
