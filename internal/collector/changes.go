@@ -1,9 +1,7 @@
 package collector
 
 import (
-	"maps"
 	"reflect"
-	"slices"
 	"time"
 
 	appsv1 "k8s.io/api/apps/v1"
@@ -96,7 +94,8 @@ func (c *Collector) putPod(p *corev1.Pod) {
 		c.dropPod(key)
 		return
 	}
-	class, err := classOf(p)
+	volumes := c.model.volumesOf(p)
+	class, err := classOf(p, volumes)
 	if err != nil {
 		c.log.Error("pod left out of the snapshot", "pod", key, "err", err)
 		c.dropPod(key)
@@ -104,6 +103,9 @@ func (c *Collector) putPod(p *corev1.Pod) {
 	}
 	c.model.remember(key, p)
 	now := convertPod(p, class.ID, func(claim string) bool { return c.model.localClaim(p, claim) })
+	if p.Spec.NodeName == "" {
+		now.VolumeProblem = volumes.problem
+	}
 	old, had, differs := put(c.model.pods, key, now)
 	if !differs {
 		return
@@ -147,58 +149,6 @@ func podUrgency(old, now events.SnapshotPod, had bool) urgency {
 		return whenever
 	}
 	return soon
-}
-
-func (c *Collector) setClaim(v *corev1.PersistentVolumeClaim) {
-	c.changeClaim(v.Namespace+"/"+v.Name, &claimState{local: kube.LocalClaim(v), volume: v.Spec.VolumeName})
-}
-
-func (c *Collector) deleteClaim(v *corev1.PersistentVolumeClaim) {
-	c.changeClaim(v.Namespace+"/"+v.Name, nil)
-}
-
-func (c *Collector) changeClaim(key string, now *claimState) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if old, ok := c.model.claims[key]; ok {
-		remove(c.model.volumeOf, old.volume, key)
-	}
-	if now == nil {
-		delete(c.model.claims, key)
-	} else {
-		c.model.claims[key] = *now
-		if now.volume != "" {
-			add(c.model.volumeOf, now.volume, key)
-		}
-	}
-	c.convertPodsWith(key)
-}
-
-func (c *Collector) setVolume(v *corev1.PersistentVolume) {
-	local := kube.LocalVolume(v)
-	c.changeVolume(v.Name, &local)
-}
-
-func (c *Collector) deleteVolume(v *corev1.PersistentVolume) { c.changeVolume(v.Name, nil) }
-
-func (c *Collector) changeVolume(name string, local *bool) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if local == nil {
-		delete(c.model.volumes, name)
-	} else {
-		c.model.volumes[name] = *local
-	}
-	for claim := range c.model.volumeOf[name] {
-		c.convertPodsWith(claim)
-	}
-}
-
-func (c *Collector) convertPodsWith(claim string) {
-	// Converting a pod writes to the set.
-	for _, key := range slices.Collect(maps.Keys(c.model.claimPods[claim])) {
-		c.putPod(c.model.withClaims[key])
-	}
 }
 
 func (c *Collector) setPDB(b *policyv1.PodDisruptionBudget) {

@@ -12,7 +12,6 @@ import (
 	"k8s.io/component-helpers/resource"
 
 	"github.com/k3s-autoscaler/k3s-autoscaler/events"
-	"github.com/k3s-autoscaler/k3s-autoscaler/internal/kube"
 )
 
 // Labels that number the pods of one controller. They would make a class of
@@ -22,15 +21,18 @@ var numberingLabels = []string{
 }
 
 // classOf returns what the scheduler sees of a pod.
-func classOf(p *corev1.Pod) (events.PodClass, error) {
+func classOf(p *corev1.Pod, v podVolumes) (events.PodClass, error) {
 	c := events.PodClass{
 		Namespace: p.Namespace, Labels: nilIfEmpty(p.Labels),
 		// Status amounts count as the scheduler counts them: a pod that is being
 		// resized holds the larger of what it had and what it asks for.
 		Requests:     resources(resource.PodRequests(p, resource.PodResourcesOptions{UseStatusResources: true})),
 		NodeSelector: nilIfEmpty(p.Spec.NodeSelector), NodeAffinity: nodeAffinity(p),
-		Tolerations: tolerations(p.Spec.Tolerations), Unsimulated: unsimulated(p),
+		Tolerations: tolerations(p.Spec.Tolerations), TopologySpread: topologySpread(p), HostPorts: hostPorts(p), Volumes: v.from,
+		NeverPreempts: p.Spec.PreemptionPolicy != nil && *p.Spec.PreemptionPolicy == corev1.PreemptNever,
 	}
+	c.PodAffinity, c.PodAntiAffinity = affinityTerms(p)
+	c.Unsimulated = unsimulated(p, &c, v)
 	for _, l := range numberingLabels {
 		delete(c.Labels, l)
 	}
@@ -87,41 +89,6 @@ func tolerations(ts []corev1.Toleration) []events.Toleration {
 	return out
 }
 
-// unsimulated names the hard constraints that a class does not spell out.
-// Preferences are no constraints.
-func unsimulated(p *corev1.Pod) []string {
-	var out []string
-	if a := p.Spec.Affinity; a != nil {
-		if a.PodAffinity != nil && len(a.PodAffinity.RequiredDuringSchedulingIgnoredDuringExecution) > 0 {
-			out = append(out, events.ConstraintPodAffinity)
-		}
-		if a.PodAntiAffinity != nil && len(a.PodAntiAffinity.RequiredDuringSchedulingIgnoredDuringExecution) > 0 {
-			out = append(out, events.ConstraintPodAntiAffinity)
-		}
-	}
-	if slices.ContainsFunc(p.Spec.TopologySpreadConstraints, func(c corev1.TopologySpreadConstraint) bool {
-		return c.WhenUnsatisfiable == corev1.DoNotSchedule
-	}) {
-		out = append(out, events.ConstraintTopologySpread)
-	}
-	hostPorts := func(c corev1.Container) bool {
-		return slices.ContainsFunc(c.Ports, func(p corev1.ContainerPort) bool { return p.HostPort != 0 })
-	}
-	if slices.ContainsFunc(p.Spec.Containers, hostPorts) || slices.ContainsFunc(p.Spec.InitContainers, hostPorts) {
-		out = append(out, events.ConstraintHostPorts)
-	}
-	if slices.ContainsFunc(p.Spec.Volumes, func(v corev1.Volume) bool { return kube.ClaimName(p, &v) != "" }) {
-		out = append(out, events.ConstraintVolumes)
-	}
-	if len(p.Spec.ResourceClaims) > 0 {
-		out = append(out, events.ConstraintResourceClaims)
-	}
-	if s := p.Spec.SchedulerName; s != "" && s != corev1.DefaultSchedulerName {
-		out = append(out, events.ConstraintForeignScheduler)
-	}
-	return out
-}
-
 // systemPriorities are of the two classes that every cluster has. The priority
 // of any other class is not resolved in a template, and counts as 0.
 var systemPriorities = map[string]int32{"system-cluster-critical": 2000000000, "system-node-critical": 2000001000}
@@ -149,7 +116,7 @@ func convertDaemonSet(d *appsv1.DaemonSet) (events.SnapshotDaemonSet, error) {
 		always = append(always, corev1.Toleration{Key: corev1.TaintNodeNetworkUnavailable, Operator: corev1.TolerationOpExists, Effect: corev1.TaintEffectNoSchedule})
 	}
 	p.Spec.Tolerations = append(slices.Clone(p.Spec.Tolerations), always...)
-	class, err := classOf(p)
+	class, err := classOf(p, podVolumes{})
 	if err != nil {
 		return events.SnapshotDaemonSet{}, fmt.Errorf("daemonset %s/%s: %w", d.Namespace, d.Name, err)
 	}

@@ -12,7 +12,7 @@
 //     extend: a pod becomes unschedulable or no longer is (bound, deleted), a
 //     node changes in any way that a snapshot shows, a node record changes;
 //   - within SoonWindow: a pod comes, goes, is bound or changes otherwise, a
-//     disruption budget or DaemonSet changes. None of these asks for a node:
+//     disruption budget, DaemonSet or namespace changes. None of these asks for a node:
 //     the scheduler's verdict does, and that is of the first kind;
 //   - with the next snapshot, whatever causes it: usage, and the scheduler's
 //     wording of why a pod does not fit, which changes with every node;

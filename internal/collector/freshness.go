@@ -77,12 +77,12 @@ func (c *Collector) freshnessNow() map[string]time.Time {
 		}
 		return t
 	}
-	pods := oldest("pods", "persistentvolumeclaims", "persistentvolumes")
+	pods := oldest("pods", "persistentvolumeclaims", "persistentvolumes", "storageclasses")
 	out := map[string]time.Time{}
 	for kind, t := range map[string]time.Time{
 		events.KindNode: at["nodes"], events.KindPod: pods, events.KindPodClass: pods,
 		events.KindPDB: at["poddisruptionbudgets"], events.KindDaemonSet: at["daemonsets"],
-		events.KindUsage: c.fresh.usage, events.KindRecord: c.fresh.records.at,
+		events.KindUsage: c.fresh.usage, events.KindRecord: c.fresh.records.at, events.KindNamespace: at["namespaces"],
 	} {
 		if !t.IsZero() {
 			out[kind] = t.UTC()

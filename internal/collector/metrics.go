@@ -94,7 +94,7 @@ func (s stateOf) Collect(ch chan<- prometheus.Metric) {
 	sizes := map[string]int{
 		events.KindNode: len(c.model.nodes), events.KindPod: len(c.model.pods), events.KindPodClass: len(c.model.classes),
 		events.KindPDB: len(c.model.pdbs), events.KindDaemonSet: len(c.model.daemonsets),
-		events.KindUsage: len(c.model.usage), events.KindRecord: len(c.model.records),
+		events.KindUsage: len(c.model.usage), events.KindRecord: len(c.model.records), events.KindNamespace: len(c.model.namespaces),
 	}
 	c.mu.Unlock()
 	for kind, n := range sizes {

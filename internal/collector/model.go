@@ -22,13 +22,17 @@ type model struct {
 	daemonsets map[string]events.SnapshotDaemonSet
 	usage      map[string]events.SnapshotUsage
 	records    map[string]events.NodeRecord
+	namespaces map[string]events.SnapshotNamespace
 
-	// Whether the volume of a pod lives on its node is a matter of its claim and
-	// of the claim's volume. All keys but those of volumes are "namespace/name".
+	// Whether the volume of a pod lives on its node, and where the pod can go for
+	// it, is a matter of its claim, of the claim's volume and storage class. All
+	// keys but those of volumes and storage classes are "namespace/name".
 	claims     map[string]claimState
-	volumes    map[string]bool // local or not
+	volumes    map[string]volumeState
+	storage    map[string]storageState
 	claimPods  map[string]map[string]bool
 	volumeOf   map[string]map[string]bool // volume: the claims bound to it
+	claimsIn   map[string]map[string]bool // storage class: its claims
 	withClaims map[string]*corev1.Pod     // pods that have claims, to convert them again
 }
 
@@ -38,17 +42,13 @@ type classUse struct {
 	pods  int
 }
 
-type claimState struct {
-	local  bool   // says so itself
-	volume string // empty: not bound
-}
-
 func newModel() *model {
 	return &model{
 		nodes: map[string]events.SnapshotNode{}, pods: map[string]events.SnapshotPod{}, classes: map[string]*classUse{},
 		pdbs: map[string]events.SnapshotPDB{}, daemonsets: map[string]events.SnapshotDaemonSet{},
 		usage: map[string]events.SnapshotUsage{}, records: map[string]events.NodeRecord{},
-		claims: map[string]claimState{}, volumes: map[string]bool{}, claimPods: map[string]map[string]bool{},
+		namespaces: map[string]events.SnapshotNamespace{}, claims: map[string]claimState{}, volumes: map[string]volumeState{},
+		storage: map[string]storageState{}, claimsIn: map[string]map[string]bool{}, claimPods: map[string]map[string]bool{},
 		volumeOf: map[string]map[string]bool{}, withClaims: map[string]*corev1.Pod{},
 	}
 }
@@ -100,8 +100,8 @@ func (m *model) localClaim(p *corev1.Pod, name string) bool {
 	case c.volume == "":
 		return false
 	}
-	local, ok := m.volumes[c.volume]
-	return local || !ok
+	v, ok := m.volumes[c.volume]
+	return v.local || !ok
 }
 
 // remember keeps which claims a pod has, or forgets it when p is nil.
@@ -150,6 +150,7 @@ func (m *model) all() events.SnapshotObjects {
 	var o events.SnapshotObjects
 	o.Nodes, o.Pods, o.PDBs = list(m.nodes), list(m.pods), list(m.pdbs)
 	o.DaemonSets, o.Usage, o.Records = list(m.daemonsets), list(m.usage), list(m.records)
+	o.Namespaces = list(m.namespaces)
 	for _, u := range m.classes {
 		o.Classes = append(o.Classes, u.class)
 	}
@@ -182,6 +183,8 @@ func (m *model) some(refs map[ref]struct{}) (o events.SnapshotObjects, gone map[
 			found = pick(m.usage, r.key, &o.Usage)
 		case events.KindRecord:
 			found = pick(m.records, r.key, &o.Records)
+		case events.KindNamespace:
+			found = pick(m.namespaces, r.key, &o.Namespaces)
 		case events.KindPodClass:
 			var u *classUse
 			if u, found = m.classes[r.key]; found {

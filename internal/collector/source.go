@@ -8,6 +8,7 @@ import (
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
 	policyv1 "k8s.io/api/policy/v1"
+	storagev1 "k8s.io/api/storage/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -55,6 +56,12 @@ func (c *Collector) newSources() ([]*source, error) {
 		},
 		func() (*source, error) {
 			return newSource(c, "persistentvolumes", &corev1.PersistentVolume{}, core.PersistentVolumes(), "", trimVolume, c.setVolume, c.deleteVolume)
+		},
+		func() (*source, error) {
+			return newSource(c, "storageclasses", &storagev1.StorageClass{}, c.o.Client.StorageV1().StorageClasses(), "", trimStorageClass, c.setStorageClass, c.deleteStorageClass)
+		},
+		func() (*source, error) {
+			return newSource(c, "namespaces", &corev1.Namespace{}, core.Namespaces(), "", trimNamespace, c.setNamespace, c.deleteNamespace)
 		},
 		func() (*source, error) {
 			return newSource(c, "poddisruptionbudgets", &policyv1.PodDisruptionBudget{}, c.o.Client.PolicyV1().PodDisruptionBudgets(all), "", trimMeta[*policyv1.PodDisruptionBudget], c.setPDB, c.deletePDB)

@@ -9,6 +9,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 	corev1 "k8s.io/api/core/v1"
+	storagev1 "k8s.io/api/storage/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -94,16 +95,22 @@ func TestWhereAPodsDataLivesFollowsItsClaimsAndVolumes(t *testing.T) {
 		local := []events.LocalVolume{{Name: "data", Kind: events.LocalPersisted}}
 		b := setup(t, nil, node("w1"), pod("a", withClaim))
 		defer b.stop()
+		problem, unsimulated := "does not exist", []string(nil)
 		storage := func() []events.LocalVolume {
 			b.after(2 * time.Second)
 			f := foldOf(t, b.bus.all())
 			p := f.Pods()["shop/a"]
 			require.Contains(t, f.Classes(), p.Class)
-			require.Equal(t, []string{events.ConstraintVolumes}, f.Classes()[p.Class].Unsimulated)
+			require.Equal(t, unsimulated, f.Classes()[p.Class].Unsimulated)
+			if problem == "" {
+				require.Empty(t, p.VolumeProblem)
+			}
+			require.Contains(t, p.VolumeProblem, problem)
 			return p.LocalStorage
 		}
 		require.Empty(t, storage(), "not bound: nothing is on a node yet")
 		b.update(pod("a", withClaim, on("w1")))
+		problem = "" // it has been scheduled
 		require.Equal(t, local, storage(), "a claim that is unknown counts as local")
 		claim := &corev1.PersistentVolumeClaim{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "data"}}
 		_, err := b.client.CoreV1().PersistentVolumeClaims("shop").Create(ctx, claim, metav1.CreateOptions{})
@@ -112,14 +119,18 @@ func TestWhereAPodsDataLivesFollowsItsClaimsAndVolumes(t *testing.T) {
 		claim.Spec.VolumeName = "pv"
 		_, err = b.client.CoreV1().PersistentVolumeClaims("shop").Update(ctx, claim, metav1.UpdateOptions{})
 		require.NoError(t, err)
+		unsimulated = []string{events.ConstraintVolumes}
 		require.Equal(t, local, storage(), "a volume that is unknown counts as local")
 		volume := &corev1.PersistentVolume{ObjectMeta: metav1.ObjectMeta{Name: "pv"}}
 		volume.Spec.NFS = &corev1.NFSVolumeSource{Server: "nas", Path: "/"}
 		_, err = b.client.CoreV1().PersistentVolumes().Create(ctx, volume, metav1.CreateOptions{})
 		require.NoError(t, err)
+		unsimulated = nil
 		require.Empty(t, storage())
 		require.NoError(t, b.client.CoreV1().PersistentVolumes().Delete(ctx, "pv", metav1.DeleteOptions{}))
+		unsimulated = []string{events.ConstraintVolumes}
 		require.Equal(t, local, storage())
+		unsimulated = nil
 		require.NoError(t, b.client.CoreV1().PersistentVolumeClaims("shop").Delete(ctx, "data", metav1.DeleteOptions{}))
 		require.Equal(t, local, storage())
 		b.deletePod("a")
@@ -127,5 +138,44 @@ func TestWhereAPodsDataLivesFollowsItsClaimsAndVolumes(t *testing.T) {
 		f := foldOf(t, b.bus.all())
 		require.Empty(t, f.Pods())
 		require.Empty(t, f.Classes(), "a class without pods is gone")
+	})
+}
+
+func TestWhatAPodWaitsForFollowsStorageClassesAndNamespacesAreKnown(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		ctx := context.Background()
+		name := "local-path"
+		claim := &corev1.PersistentVolumeClaim{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "data"},
+			Spec: corev1.PersistentVolumeClaimSpec{StorageClassName: &name}}
+		b := setup(t, nil, claim, &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "shop", Labels: map[string]string{"team": "red"}}},
+			pod("a", func(p *corev1.Pod) {
+				p.Spec.Volumes = []corev1.Volume{{Name: "data", VolumeSource: corev1.VolumeSource{
+					PersistentVolumeClaim: &corev1.PersistentVolumeClaimVolumeSource{ClaimName: "data"}}}}
+			}))
+		defer b.stop()
+		look := func() (*events.Fold, events.SnapshotPod) {
+			b.after(2 * time.Second)
+			f := foldOf(t, b.bus.all())
+			require.Contains(t, f.Freshness, events.KindNamespace)
+			return f, f.Pods()["shop/a"]
+		}
+		f, p := look()
+		require.Contains(t, p.VolumeProblem, "storage class local-path does not exist")
+		require.Equal(t, map[string]events.SnapshotNamespace{"shop": {Name: "shop", Labels: map[string]string{"team": "red"}}}, f.Namespaces())
+
+		waits := storagev1.VolumeBindingWaitForFirstConsumer
+		class := &storagev1.StorageClass{ObjectMeta: metav1.ObjectMeta{Name: name}, Provisioner: "rancher.io/local-path", VolumeBindingMode: &waits}
+		_, err := b.client.StorageV1().StorageClasses().Create(ctx, class, metav1.CreateOptions{})
+		require.NoError(t, err)
+		f, p = look()
+		require.Empty(t, p.VolumeProblem)
+		require.Empty(t, f.Classes()[p.Class].Unsimulated, "it fits wherever its volume can be made")
+
+		require.NoError(t, b.client.StorageV1().StorageClasses().Delete(ctx, name, metav1.DeleteOptions{}))
+		require.NoError(t, b.client.CoreV1().Namespaces().Delete(ctx, "shop", metav1.DeleteOptions{}))
+		f, p = look()
+		require.NotEmpty(t, p.VolumeProblem)
+		require.Empty(t, f.Namespaces())
 	})
 }

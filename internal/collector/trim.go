@@ -5,6 +5,7 @@ import (
 
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
+	storagev1 "k8s.io/api/storage/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
@@ -77,7 +78,7 @@ func trimPod(p *corev1.Pod) *corev1.Pod {
 func trimPodSpec(s *corev1.PodSpec) corev1.PodSpec {
 	out := corev1.PodSpec{
 		NodeName: s.NodeName, NodeSelector: s.NodeSelector, Affinity: s.Affinity, Tolerations: s.Tolerations,
-		Priority: s.Priority, PriorityClassName: s.PriorityClassName, SchedulerName: s.SchedulerName, SchedulingGates: s.SchedulingGates,
+		Priority: s.Priority, PriorityClassName: s.PriorityClassName, PreemptionPolicy: s.PreemptionPolicy, SchedulerName: s.SchedulerName, SchedulingGates: s.SchedulingGates,
 		TopologySpreadConstraints: s.TopologySpreadConstraints, ResourceClaims: s.ResourceClaims,
 		Overhead: s.Overhead, Resources: s.Resources, HostNetwork: s.HostNetwork,
 		Containers: trimContainers(s.Containers), InitContainers: trimContainers(s.InitContainers),
@@ -108,7 +109,7 @@ func trimContainers(cs []corev1.Container) []corev1.Container {
 			Resources: corev1.ResourceRequirements{Requests: cs[i].Resources.Requests, Limits: cs[i].Resources.Limits}}
 		for _, p := range cs[i].Ports {
 			if p.HostPort != 0 {
-				c.Ports = append(c.Ports, corev1.ContainerPort{HostPort: p.HostPort})
+				c.Ports = append(c.Ports, corev1.ContainerPort{HostPort: p.HostPort, HostIP: p.HostIP, Protocol: p.Protocol})
 			}
 		}
 		out = append(out, c)
@@ -128,7 +129,7 @@ func trimStatuses(ss []corev1.ContainerStatus) []corev1.ContainerStatus {
 
 func trimClaim(c *corev1.PersistentVolumeClaim) *corev1.PersistentVolumeClaim {
 	return &corev1.PersistentVolumeClaim{ObjectMeta: trimmedMeta(c.ObjectMeta, c.Annotations),
-		Spec: corev1.PersistentVolumeClaimSpec{VolumeName: c.Spec.VolumeName}}
+		Spec: corev1.PersistentVolumeClaimSpec{VolumeName: c.Spec.VolumeName, StorageClassName: c.Spec.StorageClassName, AccessModes: c.Spec.AccessModes}}
 }
 
 func trimVolume(v *corev1.PersistentVolume) *corev1.PersistentVolume {
@@ -136,6 +137,15 @@ func trimVolume(v *corev1.PersistentVolume) *corev1.PersistentVolume {
 		Spec: corev1.PersistentVolumeSpec{NodeAffinity: v.Spec.NodeAffinity}}
 	out.Spec.Local, out.Spec.HostPath = v.Spec.Local, v.Spec.HostPath
 	return out
+}
+
+func trimStorageClass(c *storagev1.StorageClass) *storagev1.StorageClass {
+	return &storagev1.StorageClass{ObjectMeta: trimmedMeta(c.ObjectMeta, nil), Provisioner: c.Provisioner,
+		VolumeBindingMode: c.VolumeBindingMode, AllowedTopologies: c.AllowedTopologies}
+}
+
+func trimNamespace(n *corev1.Namespace) *corev1.Namespace {
+	return &corev1.Namespace{ObjectMeta: trimmedMeta(n.ObjectMeta, nil)}
 }
 
 func trimDaemonSet(d *appsv1.DaemonSet) *appsv1.DaemonSet {
