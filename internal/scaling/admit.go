@@ -228,7 +228,7 @@ func (e *evaluation) settle(groups []*group) {
 		}
 	}
 	if len(open) > 0 {
-		e.fill(open, e.world.targets(kindReady, kindRestoring, kindInFlight, kindNew))
+		e.fill(open, e.world.targets(append(slices.Clone(soon), kindNew)...))
 	}
 }
 

@@ -67,6 +67,13 @@ func (e *evaluation) next(decisions []Decision) time.Time {
 		}
 		ends(p.st.RemovedAt.Add(p.ScaleDownCooldown))
 	}
+	if e.world != nil {
+		for _, n := range e.world.nodes {
+			if n.kind == kindStarting {
+				ends(n.startsUntil())
+			}
+		}
+	}
 	for _, a := range e.s.Alerts {
 		if !a.Resolved {
 			ends(a.ExpiresAt)

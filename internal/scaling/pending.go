@@ -112,7 +112,7 @@ func (e *evaluation) reference() Resources {
 // and at last on new ones. Pods that the scheduler has not refused take room
 // too, since they will; but only refused ones ask for nodes.
 func (e *evaluation) serve(groups []*group) {
-	e.fill(groups, e.world.targets(kindReady, kindRestoring, kindInFlight))
+	e.fill(groups, e.world.targets(soon...))
 	e.keepDisplaced()
 	e.fill(groups, e.world.targets(kindRestoring, kindNew))
 	for _, n := range e.revocable("") {
@@ -120,7 +120,7 @@ func (e *evaluation) serve(groups []*group) {
 	}
 	inFlight, undecided := 0, 0
 	for _, name := range e.world.names {
-		if n := e.world.nodes[name]; n.kind == kindInFlight || n.kind == kindRestoring {
+		if n := e.world.nodes[name]; n.kind == kindInFlight || n.kind == kindRestoring || n.kind == kindStarting {
 			inFlight += len(n.coming)
 		}
 	}
@@ -177,7 +177,7 @@ func (e *evaluation) keepDisplaced() {
 	revocable := e.revocable("")
 	slices.Reverse(revocable) // the oldest removal is the first to find room
 	for _, n := range revocable {
-		if left := e.rehome(n, e.world.targets(kindReady, kindRestoring, kindInFlight, kindNew)); left != nil {
+		if left := e.rehome(n, e.world.targets(append(slices.Clone(soon), kindNew)...)); left != nil {
 			e.revoke(n, Reason{CodeNewDemand, fmt.Sprintf("pod %s would no longer fit elsewhere: %s", left.pod.Ref(), left.message)})
 		}
 	}

@@ -167,6 +167,8 @@ func (e *evaluation) placeNode(n *simNode) {
 		n.kind = kindIdle
 	case n.kind != kindReady && (n.record != nil && n.record.inFlight() || n.record == nil && claimed):
 		e.beginning(n)
+	default:
+		e.starting(n)
 	}
 }
 
@@ -230,8 +232,9 @@ func (e *evaluation) measure() {
 			p.size++
 		default:
 			p.size++
-			// One whose removal is being undone may turn out to be drained already.
-			if n.node != nil && n.node.Ready && n.kind != kindRestoring {
+			// One whose removal is being undone may turn out to be drained already,
+			// and one that starts may never finish.
+			if n.node != nil && n.node.Ready && n.kind != kindRestoring && n.kind != kindStarting {
 				p.ready++
 			}
 		}

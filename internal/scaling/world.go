@@ -14,6 +14,7 @@ type kind int
 const (
 	kindIdle      kind = iota // exists, takes no pods: not Ready, cordoned, going
 	kindReady                 // takes pods now
+	kindStarting              // is Ready, but carries startup taints: takes pods soon
 	kindRestoring             // is being uncordoned: takes pods soon
 	kindInFlight              // is being made: takes pods soon
 	kindNew                   // was decided in this evaluation
@@ -25,7 +26,7 @@ type simNode struct {
 	pool   string
 	kind   kind
 	labels map[string]string
-	taints []corev1.Taint
+	taints []corev1.Taint // startup taints aside
 	alloc  Resources
 	free   Resources
 	node   *Node   // nil: has no Node object
@@ -40,8 +41,9 @@ type simNode struct {
 	trial      []*PodClass  // of pods that are put here to see whether they fit
 	ports      []HostPort   // taken
 	expendable Resources    // what pods hold that give way to any other
-	template   *simNode     // it is made of, nil: of none alone
-	attached   bool         // the index knows it
+	startup    []corev1.Taint
+	template   *simNode // it is made of, nil: of none alone
+	attached   bool     // the index knows it
 }
 
 // world is the simulated cluster.
@@ -156,6 +158,7 @@ func (w *world) addReal(n *Node, cluster string, s State) {
 	if n.Ready && !n.Unschedulable && !n.Deleting {
 		sn.kind = kindReady
 	}
+	sn.startup, sn.taints = splitStartup(sn.taints)
 	w.nodes[n.Name] = sn
 }
 
@@ -237,7 +240,8 @@ func (w *world) toMove(n *simNode) []*Pod {
 // smaller than the policy says, its size counts: otherwise a pod that fits on
 // paper would ask for one node after the other.
 func (w *world) newTemplate(cluster string, p Pool) *simNode {
-	t := &simNode{pool: p.Name, kind: kindNew, taints: p.Taints, alloc: p.Size.clone()}
+	_, taints := splitStartup(p.Taints)
+	t := &simNode{pool: p.Name, kind: kindNew, taints: taints, alloc: p.Size.clone()}
 	if t.alloc.Pods <= 0 {
 		t.alloc.Pods = defaultMaxPods
 	}
