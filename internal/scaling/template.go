@@ -1,0 +1,151 @@
+package scaling
+
+import (
+	"maps"
+	"slices"
+	"strings"
+
+	corev1 "k8s.io/api/core/v1"
+)
+
+// newTemplate is an empty node of the pool as it would come into the world, with
+// its DaemonSets already counted. Where a Ready node of the pool turned out
+// smaller than the policy says, its size counts: otherwise a pod that fits on
+// paper would ask for one node after the other.
+func (w *world) newTemplate(cluster string, p Pool) *simNode {
+	_, taints := splitStartup(p.Taints)
+	t := &simNode{pool: p.Name, kind: kindNew, taints: taints, alloc: p.Size.clone()}
+	if t.alloc.Pods <= 0 {
+		t.alloc.Pods = defaultMaxPods
+	}
+	t.labels = map[string]string{corev1.LabelOSStable: "linux"}
+	model := w.model(p.Name)
+	if model != nil {
+		t.alloc.CPUMilli = min(t.alloc.CPUMilli, model.alloc.CPUMilli)
+		t.alloc.MemoryBytes = min(t.alloc.MemoryBytes, model.alloc.MemoryBytes)
+		t.alloc.Pods = min(t.alloc.Pods, model.alloc.Pods)
+		t.alloc.Extended = maps.Clone(model.alloc.Extended)
+		maps.Copy(t.labels, w.agreedLabels(p.Name))
+		for _, k := range learnedLabels {
+			if v, ok := model.labels[k]; ok {
+				t.labels[k] = v
+			}
+		}
+		t.taints = w.withAgreedTaints(t.taints, p.Name)
+	} else {
+		w.learnCommon(t)
+	}
+	maps.Copy(t.labels, p.Labels)
+	t.labels[LabelCluster], t.labels[LabelPool] = cluster, p.Name
+	t.free = t.alloc.clone()
+	w.reserveDaemons(t)
+	return t
+}
+
+// learnedLabels are set by the kubelet, not by the pool: a new node will carry
+// what its siblings carry.
+var learnedLabels = []string{
+	corev1.LabelOSStable, corev1.LabelArchStable, "beta.kubernetes.io/os", "beta.kubernetes.io/arch",
+	corev1.LabelInstanceTypeStable, corev1.LabelTopologyRegion, corev1.LabelTopologyZone,
+}
+
+// living are the Ready nodes of ours in the pool.
+func (w *world) living(pool string) []*simNode {
+	var out []*simNode
+	for _, name := range w.names {
+		if n := w.nodes[name]; n.pool == pool && n.owned && n.node != nil && n.node.Ready {
+			out = append(out, n)
+		}
+	}
+	return out
+}
+
+// agreedLabels are the labels that all living nodes of the pool have: whoever
+// makes the nodes sets them, whether the policy says so or not. Those that name
+// their node are its own.
+func (w *world) agreedLabels(pool string) map[string]string {
+	var out map[string]string
+	for _, n := range w.living(pool) {
+		if out == nil {
+			out = maps.Clone(n.labels)
+		}
+		maps.DeleteFunc(out, func(k, v string) bool { return n.labels[k] != v || v == n.name })
+	}
+	for _, k := range []string{corev1.LabelHostname, LabelClaim} {
+		delete(out, k)
+	}
+	return out
+}
+
+// withAgreedTaints adds the taints that all living nodes of the pool have: a
+// new one will have them, too. What Kubernetes itself taints a node with comes
+// and goes.
+func (w *world) withAgreedTaints(taints []corev1.Taint, pool string) []corev1.Taint {
+	var agreed []corev1.Taint
+	has := func(ts []corev1.Taint, t corev1.Taint) bool {
+		return slices.ContainsFunc(ts, func(o corev1.Taint) bool { return o.MatchTaint(&t) && o.Value == t.Value })
+	}
+	for i, n := range w.living(pool) {
+		if i == 0 {
+			agreed = slices.Clone(n.taints)
+		}
+		agreed = slices.DeleteFunc(agreed, func(t corev1.Taint) bool { return !has(n.taints, t) })
+	}
+	out := slices.Clone(taints)
+	for _, t := range agreed {
+		if !strings.HasPrefix(t.Key, "node.kubernetes.io/") && t.Key != taintUninitialized && !has(out, t) {
+			out = append(out, t)
+		}
+	}
+	return out
+}
+
+// model returns the newest Ready node of ours in the pool, or nil.
+func (w *world) model(pool string) *simNode {
+	var best *simNode
+	for _, n := range w.living(pool) {
+		if best == nil || n.readyAt().After(best.readyAt()) {
+			best = n
+		}
+	}
+	return best
+}
+
+// learnCommon gives a template the system's labels on which all nodes agree,
+// and the disk space of the smallest node: a pool says nothing about either.
+func (w *world) learnCommon(t *simNode) {
+	for _, k := range learnedLabels {
+		values := map[string]bool{}
+		for _, name := range w.names {
+			if v, ok := w.nodes[name].labels[k]; ok {
+				values[v] = true
+			}
+		}
+		if len(values) == 1 {
+			t.labels[k] = slices.Collect(maps.Keys(values))[0]
+		}
+	}
+	if _, ok := t.alloc.Extended[ephemeralStorage]; ok {
+		return
+	}
+	least, found := int64(0), false
+	for _, name := range w.names {
+		if v, ok := w.nodes[name].alloc.Extended[ephemeralStorage]; ok && (!found || v < least) {
+			least, found = v, true
+		}
+	}
+	if found {
+		t.alloc.add(Resources{Extended: map[string]int64{ephemeralStorage: least}})
+	}
+}
+
+// instance is a node made from a template.
+func (n *simNode) instance(name string, k kind) *simNode {
+	out := *n
+	out.name, out.kind, out.alloc, out.free = name, k, n.alloc.clone(), n.free.clone()
+	out.ports, out.daemons, out.trial, out.attached = slices.Clone(n.ports), slices.Clone(n.daemons), nil, false
+	out.template = n
+	out.labels = maps.Clone(n.labels)
+	out.labels[corev1.LabelHostname] = name
+	return &out
+}
