@@ -131,3 +131,24 @@ func matching(e *evaluation, n *simNode, term PodTerm, not *Pod) int {
 	}
 	return count
 }
+
+func TestAPodMoreOfAKindNeverLowersTheDecidedSize(t *testing.T) {
+	t.Parallel()
+	rapid.Check(t, func(rt *rapid.T) {
+		s := zoned(t, "x", "y")
+		for i := range rapid.IntRange(0, 3).Draw(rt, "nodes") {
+			s.node("pool-x", fmt.Sprint("x-", i))
+		}
+		s.class("web", int64(rapid.IntRange(50, 1100).Draw(rt, "cpu")))
+		constrain(rt, s)
+		last := 0
+		for range rapid.IntRange(1, 12).Draw(rt, "pods") {
+			s.pods("web", "", 1)
+			before := s.state
+			res := s.evaluate()
+			s.state = before
+			require.GreaterOrEqual(rt, len(res.Claims), last)
+			last = len(res.Claims)
+		}
+	})
+}

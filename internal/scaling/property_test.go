@@ -51,6 +51,9 @@ func draw(t *rapid.T, tb testing.TB) *setup {
 			c.Unsimulated = []string{"podAffinity"}
 		}
 	}
+	if rapid.Bool().Draw(t, "constrained") {
+		constrain(t, s)
+	}
 	if rapid.Bool().Draw(t, "protect") && len(s.obs.Nodes) > 0 {
 		s.policy.ProtectedNodes = []string{s.obs.Nodes[len(s.obs.Nodes)-1].Name}
 	}
