@@ -36,7 +36,7 @@ func (w *world) hold(c *PodClass, n *simNode, by int) {
 // each before it is counted, and returns how many found a place.
 func (w *world) distribute(c *PodClass, nodes []*simNode, n int, put func(*simNode)) int {
 	left := n
-	again := !w.topology.rules[c].monotone()
+	again := !c.rules.monotone()
 	for moved := true; moved && left > 0; moved = moved && again {
 		moved = false
 		var open []*simNode // those that may take more once others have
@@ -82,20 +82,22 @@ type placement struct {
 
 // allowed is placeable, remembered for nodes whose labels and taints stay as
 // they are within an evaluation, and for all nodes of a template together.
-func (w *world) allowed(c *PodClass, n *simNode) bool {
+func (w *world) allowed(c *PodClass, n *simNode) bool { return w.barred(c, n) == nil }
+
+func (w *world) barred(c *PodClass, n *simNode) *misfit {
 	key := placement{c, n}
 	switch {
-	case n.template != nil && !w.topology.rules[c].names:
+	case n.template != nil && !c.rules.names:
 		key.node = n.template
 	case n.kind != kindReady:
-		return w.placeable(c, n) == nil
+		return w.placeable(c, n)
 	}
-	if ok, known := w.memo[key]; known {
-		return ok
+	if m, known := w.memo[key]; known {
+		return m
 	}
-	ok := w.placeable(c, n) == nil
-	w.memo[key] = ok
-	return ok
+	m := w.placeable(c, n)
+	w.memo[key] = m
+	return m
 }
 
 // refusal is why what is on the nodes keeps a pod away, without the words.
@@ -125,7 +127,7 @@ func (w *world) refusal(c *PodClass, n *simNode) refusal {
 			return refusal{why: refusedPort, num: int(p.Port)}
 		}
 	}
-	r := w.topology.rules[c]
+	r := c.rules
 	for _, s := range r.spread {
 		if _, ok := n.labels[s.Key]; !ok {
 			return refusal{why: refusedNoKey, key: s.Key}
@@ -223,7 +225,7 @@ func (e *evaluation) newNode(p *poolRun, c *PodClass) *misfit {
 func (e *evaluation) settle(groups []*group) {
 	var open []*group
 	for _, g := range groups {
-		if len(g.pods) > 0 && !e.world.topology.rules[g.class].monotone() {
+		if len(g.pods) > 0 && !g.class.rules.monotone() {
 			open = append(open, g)
 		}
 	}
@@ -232,32 +234,39 @@ func (e *evaluation) settle(groups []*group) {
 	}
 }
 
-// nowhere says why none of the targets takes a pod of the class.
-func (w *world) nowhere(c *PodClass, not *simNode, targets []*simNode) *misfit {
+// nowhere says why none of the targets takes a pod of the class, in detail as
+// long as a decision has room for it.
+func (e *evaluation) nowhere(c *PodClass, not *simNode, targets []*simNode) *misfit {
+	m := &misfit{code: "NoOtherNodeFits", message: "fits on none of the nodes that stay",
+		fix: "free room on other nodes, lower the requests, or relax what keeps the pod off them"}
+	if len(e.pool(not.pool).rejected) < maxNamed {
+		m.message += e.world.refusals(c, not, targets)
+	}
+	return m
+}
+
+// refusals counts the nodes by what keeps a pod of the class off them.
+func (w *world) refusals(c *PodClass, not *simNode, targets []*simNode) string {
 	n, by := 0, map[string]int{}
 	for _, t := range targets {
 		if t == not || t.leaves {
 			continue
 		}
 		n++
-		m := w.placeable(c, t)
-		if m == nil {
-			m = w.refusal(c, t).misfit()
-		}
-		if r := w.room(c, t); m == nil && r != "" {
-			m = &misfit{code: "Insufficient" + title(r)}
-		}
-		if m != nil {
+		if m := w.barred(c, t); m != nil {
 			by[m.code]++
+		} else if m := w.refusal(c, t).misfit(); m != nil {
+			by[m.code]++
+		} else if r := w.room(c, t); r != "" {
+			by["Insufficient"+title(r)]++
 		}
 	}
 	var parts []string
 	for _, code := range sortedKeys(by) {
 		parts = append(parts, fmt.Sprintf("%s on %d", code, by[code]))
 	}
-	text := "fits on none of the nodes that stay"
-	if len(parts) > 0 {
-		text += fmt.Sprintf(": of %d, %s", n, strings.Join(parts, ", "))
+	if len(parts) == 0 {
+		return ""
 	}
-	return &misfit{code: "NoOtherNodeFits", message: text, fix: "free room on other nodes, lower the requests, or relax what keeps the pod off them"}
+	return fmt.Sprintf(": of %d, %s", n, strings.Join(parts, ", "))
 }

@@ -25,7 +25,7 @@ func (w *world) affine(c *PodClass, n *simNode) *misfit {
 				fix:     fmt.Sprintf("give the pool the label %s=%s, or take the node selector off the pod", k, c.NodeSelector[k])}
 		}
 	}
-	r := w.topology.rules[c]
+	r := c.rules
 	if r.node == nil {
 		return nil
 	}
@@ -70,7 +70,7 @@ func (w *world) placeable(c *PodClass, n *simNode) *misfit {
 			message: fmt.Sprintf("taint %s=%s:%s is not tolerated", t.Key, t.Value, t.Effect),
 			fix:     fmt.Sprintf("add a toleration of %s to the pod, or take the taint off the pool", t.Key)}
 	}
-	for _, v := range w.topology.rules[c].volumes {
+	for _, v := range c.rules.volumes {
 		if v.err != nil {
 			return &misfit{code: "VolumeTopology", message: "the node affinity of a volume is malformed: " + v.err.Error(),
 				fix: "correct the volume's node affinity"}

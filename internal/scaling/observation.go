@@ -120,6 +120,8 @@ type PodClass struct {
 	// Unsimulated names constraints that the fit simulation does not know. Such
 	// a pod is never a reason to add a node, nor is it said to fit elsewhere.
 	Unsimulated []string
+
+	rules *classRules // of the copy that a world keeps
 }
 
 // Pod is one pod.

@@ -93,7 +93,7 @@ func (e *evaluation) estimate(p *poolRun, groups []*group) option {
 				break
 			}
 			nodes = append(nodes, n)
-			if !e.world.topology.rules[g.class].monotone() {
+			if !g.class.rules.monotone() {
 				put(g, nodes)
 			}
 		}
@@ -140,7 +140,7 @@ func (e *evaluation) build(p *poolRun, groups []*group, served map[string]int) b
 			n := e.claim(p, CausePods, Reason{CodeUnschedulablePods, "pods fit on no node that exists or is on its way"})
 			mine = append(mine, n)
 			put(g, n)
-			if !e.world.topology.rules[g.class].monotone() {
+			if !g.class.rules.monotone() {
 				for _, n := range mine {
 					put(g, n)
 				}

@@ -147,7 +147,7 @@ func (e *evaluation) fill(groups []*group, nodes []*simNode) {
 	for moved := true; moved; {
 		moved = false
 		for _, g := range groups {
-			if !e.world.topology.rules[g.class].monotone() && len(g.pods) > 0 {
+			if !g.class.rules.monotone() && len(g.pods) > 0 {
 				moved = e.fillGroup(g, nodes) > 0 || moved
 			}
 		}

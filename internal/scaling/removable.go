@@ -152,6 +152,7 @@ func (e *evaluation) rehome(n *simNode, targets []*simNode) *leftover {
 	was := n.attached
 	e.world.detach(n)
 	var moved []*move
+	from := map[*PodClass]int{} // see home
 	undo := func() {
 		for _, m := range slices.Backward(moved) {
 			e.world.vacate(m.class, m.to)
@@ -171,19 +172,19 @@ func (e *evaluation) rehome(n *simNode, targets []*simNode) *leftover {
 			}
 			why := e.unmovable(pod, c)
 			if why == nil {
-				to := e.world.home(c, n, targets)
+				to := e.world.home(c, n, targets, from)
 				if to != nil {
 					e.world.occupy(c, to)
 					to.coming = append(to.coming, pod)
 					moved = append(moved, &move{c, to})
 					continue
 				}
-				why = e.world.nowhere(c, n, targets)
+				why = e.nowhere(c, n, targets)
 			}
 			if first == nil {
 				first = &leftover{pod, *why}
 			}
-			if c == nil || e.world.topology.rules[c].monotone() {
+			if c == nil || c.rules.monotone() {
 				undo()
 				return &leftover{pod, *why}
 			}
@@ -222,10 +223,15 @@ func (w *world) podShare(p *Pod, all Resources) int64 {
 	return 0
 }
 
-// home is the first of the targets that takes a pod of the class.
-func (w *world) home(c *PodClass, not *simNode, targets []*simNode) *simNode {
-	for _, t := range targets {
-		if t != not && !t.leaves && w.admits(c, t) {
+// home is the first of the targets that takes a pod of the class. from keeps
+// where the search for the next one of the class begins: nodes that took none
+// before take none now, unless where the others are makes a difference.
+func (w *world) home(c *PodClass, not *simNode, targets []*simNode, from map[*PodClass]int) *simNode {
+	for i := from[c]; i < len(targets); i++ {
+		if t := targets[i]; t != not && !t.leaves && w.admits(c, t) {
+			if c.rules.monotone() {
+				from[c] = i
+			}
 			return t
 		}
 	}

@@ -110,7 +110,7 @@ func parseTerm(c *PodClass, term PodTerm) termSelector {
 // compile parses the constraints of a class and enters it into the index.
 func (t *topology) compile(c *PodClass) {
 	r := &classRules{who: t.identify(c), names: namesNodes(c)}
-	t.rules[c] = r
+	c.rules = r
 	if len(c.NodeAffinity) > 0 {
 		a := nodeaffinity.NewRequiredNodeAffinity(nil, &corev1.Affinity{NodeAffinity: &corev1.NodeAffinity{
 			RequiredDuringSchedulingIgnoredDuringExecution: &corev1.NodeSelector{NodeSelectorTerms: c.NodeAffinity}}})

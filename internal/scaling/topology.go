@@ -10,7 +10,6 @@ import (
 // are. Nodes that leave, with their pods, are not in it.
 type topology struct {
 	namespaces map[string]labels.Set // nil: unknown
-	rules      map[*PodClass]*classRules
 	identities map[string]*identity
 	order      []*identity // as they were met
 	tallies    map[string]*tally
@@ -43,7 +42,7 @@ func (c *tally) here(n *simNode) bool {
 }
 
 func newTopology(classes []*PodClass, namespaces map[string]labels.Set) *topology {
-	t := &topology{namespaces: namespaces, rules: map[*PodClass]*classRules{}, identities: map[string]*identity{},
+	t := &topology{namespaces: namespaces, identities: map[string]*identity{},
 		tallies: map[string]*tally{}, spreads: map[string]*spread{}}
 	for _, c := range classes {
 		t.compile(c)
@@ -121,7 +120,7 @@ func (s podSelector) bucket() bucket {
 // (-1). Pods that are being deleted still repel and attract, but are not
 // counted for spreading, as in the PodTopologySpread plugin.
 func (t *topology) count(c *PodClass, n *simNode, by int, deleting bool) {
-	r := t.rules[c]
+	r := c.rules
 	for _, counter := range r.who.counted {
 		counter.count(n, by)
 	}
@@ -161,6 +160,9 @@ func (w *world) detach(n *simNode) {
 }
 
 func (w *world) countAll(n *simNode, by int) {
+	if len(w.topology.tallies)+len(w.topology.spreads) == 0 {
+		return // nobody asks
+	}
 	for _, pods := range [][]*Pod{n.pods, n.nominated, n.coming} {
 		for _, p := range pods {
 			if c, ok := w.classes[p.Class]; ok && !w.expendable(c) {

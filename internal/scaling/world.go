@@ -55,7 +55,7 @@ type world struct {
 	records map[string]*Record
 	budgets []Budget
 	daemons []DaemonSet
-	memo    map[placement]bool // see allowed
+	memo    map[placement]*misfit // see barred
 
 	topology        *topology
 	expendableBelow int32
@@ -63,7 +63,7 @@ type world struct {
 
 func newWorld(o Observation, s State, expendableBelow int32) *world {
 	w := &world{nodes: map[string]*simNode{}, classes: map[string]*PodClass{}, records: map[string]*Record{},
-		memo: map[placement]bool{}, expendableBelow: expendableBelow,
+		memo: map[placement]*misfit{}, expendableBelow: expendableBelow,
 		budgets: slices.Clone(o.Budgets), daemons: slices.Clone(o.DaemonSets)}
 	slices.SortFunc(w.budgets, func(a, b Budget) int { return cmpStrings(a.Namespace, b.Namespace, a.Name, b.Name) })
 	slices.SortFunc(w.daemons, func(a, b DaemonSet) int { return cmpStrings(a.Namespace, b.Namespace, a.Name, b.Name) })
