@@ -11,6 +11,7 @@ import (
 	"github.com/stretchr/testify/require"
 	corev1 "k8s.io/api/core/v1"
 	policyv1 "k8s.io/api/policy/v1"
+	storagev1 "k8s.io/api/storage/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/k3s-autoscaler/k3s-autoscaler/events"
@@ -82,6 +83,7 @@ func (w *world) compare(t *testing.T) {
 	require.Equal(t, fresh.Pods(), published.Pods())
 	require.Equal(t, fresh.Classes(), published.Classes())
 	require.Equal(t, fresh.PDBs(), published.PDBs())
+	require.Equal(t, fresh.Namespaces(), published.Namespaces())
 	require.Equal(t, fresh.Digest(), published.Digest())
 	for _, p := range published.Pods() {
 		require.Contains(t, published.Classes(), p.Class)
@@ -110,7 +112,7 @@ func (w *world) change() {
 				PersistentVolumeClaim: &corev1.PersistentVolumeClaimVolumeSource{ClaimName: fmt.Sprint("c", r.IntN(2))}}}}
 		}
 	}
-	switch r.IntN(14) {
+	switch r.IntN(16) {
 	case 0, 1:
 		_, _ = pods.Create(ctx, pod(name, edit), metav1.CreateOptions{})
 	case 2, 3:
@@ -141,19 +143,46 @@ func (w *world) change() {
 		}
 		_, _ = budgets.Create(ctx, &policyv1.PodDisruptionBudget{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "web"},
 			Spec: policyv1.PodDisruptionBudgetSpec{Selector: &metav1.LabelSelector{}}}, metav1.CreateOptions{})
+	case 14:
+		w.changeStorageClass(fmt.Sprint("s", r.IntN(2)))
+	case 15:
+		namespaces := client.CoreV1().Namespaces()
+		if r.IntN(3) == 0 {
+			_ = namespaces.Delete(ctx, nodeName, metav1.DeleteOptions{})
+			return
+		}
+		n := &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: nodeName, Labels: map[string]string{"team": name}}}
+		_, _ = namespaces.Create(ctx, n, metav1.CreateOptions{})
+		_, _ = namespaces.Update(ctx, n, metav1.UpdateOptions{})
 	}
+}
+
+func (w *world) changeStorageClass(name string) {
+	ctx, classes := context.Background(), w.b.client.StorageV1().StorageClasses()
+	if w.r.IntN(3) == 0 {
+		_ = classes.Delete(ctx, name, metav1.DeleteOptions{})
+		return
+	}
+	mode := []storagev1.VolumeBindingMode{storagev1.VolumeBindingImmediate, storagev1.VolumeBindingWaitForFirstConsumer}[w.r.IntN(2)]
+	class := &storagev1.StorageClass{ObjectMeta: metav1.ObjectMeta{Name: name}, Provisioner: "p", VolumeBindingMode: &mode}
+	_, _ = classes.Create(ctx, class, metav1.CreateOptions{})
+	_, _ = classes.Update(ctx, class, metav1.UpdateOptions{})
 }
 
 func (w *world) changeVolume(name string) {
 	ctx, client := context.Background(), w.b.client
-	switch w.r.IntN(4) {
+	switch w.r.IntN(5) {
+	case 4:
+		class := fmt.Sprint("s", w.r.IntN(2))
+		_, _ = client.CoreV1().PersistentVolumeClaims("shop").Create(ctx, &corev1.PersistentVolumeClaim{
+			ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: name}, Spec: corev1.PersistentVolumeClaimSpec{StorageClassName: &class}}, metav1.CreateOptions{})
 	case 0:
 		_, _ = client.CoreV1().PersistentVolumeClaims("shop").Create(ctx, &corev1.PersistentVolumeClaim{
 			ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: name}, Spec: corev1.PersistentVolumeClaimSpec{VolumeName: "pv-" + name}}, metav1.CreateOptions{})
 	case 1:
 		v := &corev1.PersistentVolume{ObjectMeta: metav1.ObjectMeta{Name: "pv-" + name}}
 		if w.r.IntN(2) == 0 {
-			v.Spec.Local = &corev1.LocalVolumeSource{Path: "/x"}
+			v.Spec.Local, v.Labels = &corev1.LocalVolumeSource{Path: "/x"}, map[string]string{corev1.LabelTopologyZone: "x"}
 		}
 		_, _ = client.CoreV1().PersistentVolumes().Create(ctx, v, metav1.CreateOptions{})
 	case 2:
