@@ -260,9 +260,25 @@ func (c *Collector) waitForSync(ctx context.Context, probed, recorded <-chan str
 			return false
 		case <-next:
 		case <-remind.C():
-			c.log.WarnContext(ctx, "no snapshot yet: not everything has been seen once", "waiting_for", missing)
+			attrs := []any{"waiting_for", missing}
+			if err := c.refused(missing); err != nil {
+				attrs = append(attrs, "err", err)
+			}
+			c.log.WarnContext(ctx, "no snapshot yet: not everything has been seen once", attrs...)
 		}
 	}
+}
+
+// refused says why those of the resources are not seen that the API server
+// refuses, or nil.
+func (c *Collector) refused(resources []string) error {
+	var errs []error
+	for _, s := range c.sources {
+		if _, err := s.state(); err != nil && slices.Contains(resources, s.resource) {
+			errs = append(errs, err)
+		}
+	}
+	return errors.Join(errs...)
 }
 
 // status is what Ready judges by.
@@ -280,7 +296,11 @@ func (c *Collector) Ready() error {
 	r := c.reported
 	c.mu.Unlock()
 	if len(r.waitingFor) > 0 {
-		return fmt.Errorf("collector of %s: waiting for %v", c.o.Cluster, r.waitingFor)
+		err := fmt.Errorf("collector of %s: waiting for %v", c.o.Cluster, r.waitingFor)
+		if cause := c.refused(r.waitingFor); cause != nil {
+			err = fmt.Errorf("%w: %w", err, cause)
+		}
+		return err
 	}
 	if !r.failingSince.IsZero() {
 		return fmt.Errorf("collector of %s: nothing could be published since %s: %w", c.o.Cluster, r.failingSince.UTC().Format(time.RFC3339), r.failure)

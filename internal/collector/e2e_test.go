@@ -5,6 +5,7 @@ package collector_test
 import (
 	"context"
 	"fmt"
+	"log/slog"
 	"sync"
 	"testing"
 	"time"
@@ -114,4 +115,27 @@ func client(t *testing.T, kubeconfig string) kubernetes.Interface {
 	c, err := kube.NewClient(rc)
 	require.NoError(t, err)
 	return c
+}
+
+// The account that acts may not read everything: as a credential for reading,
+// each right that it lacks is named.
+func TestARealServersRefusalNamesTheMissingRight(t *testing.T) {
+	ctx := t.Context()
+	world, err := env.Start(ctx, env.Options{})
+	require.NoError(t, err)
+	t.Cleanup(func() { require.NoError(t, world.Release(context.Background())) })
+	var out lines
+	published := &arrivals{ch: make(chan stored, 100)}
+	c, err := collector.New(collector.Options{Cluster: "lab", Client: client(t, world.ActorKubeconfig), Publisher: published, Epoch: 1,
+		Logger: slog.New(slog.NewTextHandler(&out, nil))})
+	require.NoError(t, err)
+	running, stop := context.WithCancel(ctx)
+	done := make(chan error, 1)
+	go func() { done <- c.Run(running) }()
+	t.Cleanup(func() { stop(); require.NoError(t, <-done) })
+	for _, resource := range []string{"namespaces", "storageclasses", "daemonsets", "poddisruptionbudgets"} {
+		require.Eventually(t, func() bool { return len(out.with("lacks the right to list and watch "+resource)) == 1 }, 30*time.Second, 50*time.Millisecond, resource)
+	}
+	require.ErrorContains(t, c.Ready(), `cannot list resource "storageclasses" in API group "storage.k8s.io"`)
+	require.Empty(t, published.ch, "nothing is published from a part of the cluster")
 }

@@ -2,6 +2,7 @@ package collector
 
 import (
 	"context"
+	"fmt"
 	"sync"
 	"time"
 
@@ -145,7 +146,7 @@ func newSource[T metav1.Object, L runtime.Object](c *Collector, resource string,
 }
 
 // failed notes that the API server refused a list or watch. An outage is told
-// once, when it begins.
+// once, when it begins, and so is a missing right.
 func (s *source) failed(ctx context.Context, verb string, err error) {
 	// These tell the informer how to go on: list again, or without streaming.
 	if ctx.Err() != nil || apierrors.IsResourceExpired(err) || apierrors.IsGone(err) || apierrors.IsInvalid(err) {
@@ -153,13 +154,24 @@ func (s *source) failed(ctx context.Context, verb string, err error) {
 	}
 	s.c.errors.Count(verb, s.resource, err)
 	s.mu.Lock()
-	first := s.err == nil
+	forbidden := apierrors.IsForbidden(err)
+	told := s.err != nil && apierrors.IsForbidden(s.err) == forbidden
+	seen := !s.freshAt.IsZero()
 	s.open, s.err = false, err
 	s.mu.Unlock()
-	if first {
-		s.c.log.WarnContext(ctx, "API server can't be watched; snapshots keep the last known state and say since when it is old",
-			"resource", s.resource, "verb", verb, "err", err)
+	if told {
+		return
 	}
+	effect := "no snapshot is published until it can"
+	if seen {
+		effect = "snapshots keep the last known state and say since when it is old"
+	}
+	if forbidden {
+		s.c.log.ErrorContext(ctx, fmt.Sprintf("the kubeconfig for reading lacks the right to list and watch %s: apply deploy/kubernetes/rbac.yaml, or grant it; %s", s.resource, effect),
+			"resource", s.resource, "verb", verb, "err", err)
+		return
+	}
+	s.c.log.WarnContext(ctx, "API server can't be watched; "+effect, "resource", s.resource, "verb", verb, "err", err)
 }
 
 // observe passes a watch on and notes whether it delivers. A watch that sends

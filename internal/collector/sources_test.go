@@ -2,6 +2,11 @@ package collector_test
 
 import (
 	"context"
+	"errors"
+	"log/slog"
+	"slices"
+	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -15,6 +20,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/client-go/kubernetes/fake"
 	k8stesting "k8s.io/client-go/testing"
 	metricsv1beta1 "k8s.io/metrics/pkg/apis/metrics/v1beta1"
 	metricsfake "k8s.io/metrics/pkg/client/clientset/versioned/fake"
@@ -178,4 +184,78 @@ func TestWhatAPodWaitsForFollowsStorageClassesAndNamespacesAreKnown(t *testing.T
 		require.NotEmpty(t, p.VolumeProblem)
 		require.Empty(t, f.Namespaces())
 	})
+}
+
+func TestAMissingRightIsNamedAndHealsWhenItIsGranted(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		var granted atomic.Bool
+		var out lines
+		forbidden := apierrors.NewForbidden(schema.GroupResource{Group: "storage.k8s.io", Resource: "storageclasses"}, "",
+			errors.New(`User "reader" cannot list resource "storageclasses" in API group "storage.k8s.io" at the cluster scope`))
+		b := setup(t, func(o *collector.Options) {
+			o.Logger = slog.New(slog.NewTextHandler(&out, nil))
+			o.Client.(*fake.Clientset).PrependReactor("list", "storageclasses", func(k8stesting.Action) (bool, runtime.Object, error) {
+				return !granted.Load(), nil, forbidden
+			})
+		}, node("w1"))
+		defer b.stop()
+		b.after(2 * time.Minute)
+		require.Empty(t, b.bus.all(), "pods that wait for volumes can't be judged")
+		require.Len(t, out.with("lacks the right to list and watch storageclasses"), 1, "told once")
+		told := out.with("lacks the right to list and watch storageclasses")[0]
+		for _, part := range []string{"level=ERROR", "deploy/kubernetes/rbac.yaml", "no snapshot is published until it can", `cannot list resource`} {
+			require.Contains(t, told, part)
+		}
+		require.Contains(t, out.with("no snapshot yet")[0], "is forbidden", "the reminder has the cause")
+		require.ErrorContains(t, b.collector.Ready(), "waiting for [storageclasses]: storageclasses.storage.k8s.io is forbidden")
+
+		granted.Store(true)
+		require.NotEmpty(t, every[events.SnapshotCaptured](t, b.after(2*time.Minute)))
+		require.NoError(t, b.collector.Ready())
+		require.Len(t, out.with("can be watched again"), 1)
+	})
+}
+
+func TestAnOutageThatTurnsOutToBeAMissingRightIsToldAsOne(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		var up atomic.Bool
+		var out lines
+		b := setup(t, func(o *collector.Options) {
+			o.Logger = slog.New(slog.NewTextHandler(&out, nil))
+			o.Client.(*fake.Clientset).PrependReactor("list", "namespaces", func(k8stesting.Action) (bool, runtime.Object, error) {
+				if up.Load() {
+					return true, nil, apierrors.NewForbidden(schema.GroupResource{Resource: "namespaces"}, "", errors.New("no"))
+				}
+				return true, nil, errDown
+			})
+		})
+		defer b.stop()
+		b.after(time.Minute)
+		require.Len(t, out.with("can't be watched"), 1)
+		require.Empty(t, out.with("lacks the right"))
+		up.Store(true)
+		b.after(2 * time.Minute)
+		require.Len(t, out.with("lacks the right to list and watch namespaces"), 1)
+	})
+}
+
+// lines is a log that can be searched.
+type lines struct {
+	mu  sync.Mutex
+	all []string
+}
+
+func (l *lines) Write(b []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.all = append(l.all, string(b))
+	return len(b), nil
+}
+
+func (l *lines) with(text string) []string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return slices.DeleteFunc(slices.Clone(l.all), func(line string) bool { return !strings.Contains(line, text) })
 }
