@@ -197,6 +197,9 @@ type PoolPolicy struct {
 	Size     Resources         `json:"size"` // allocatable of a new node
 	Labels   map[string]string `json:"labels,omitempty"`
 	Taints   []Taint           `json:"taints,omitempty"`
+	// StartupTaints are taints that nodes register with, too, and that something
+	// on them takes away when it is ready.
+	StartupTaints []Taint `json:"startup_taints,omitempty"`
 
 	ScaleUpCooldown      Duration `json:"scale_up_cooldown"`     // between two scale-ups by alert
 	ScaleDownAfterAdd    Duration `json:"scale_down_after_add"`  // no removal this long after an addition
@@ -228,6 +231,9 @@ type Policy struct {
 	// MaxUnreadyFraction (0..1) and MaxUnreadyCount: above both, nothing is scaled.
 	MaxUnreadyFraction float64 `json:"max_unready_fraction"`
 	MaxUnreadyCount    int     `json:"max_unready_count"`
+	// ExpendableBelow is the priority under which a pod neither asks for a node
+	// nor keeps one; absent (earlier versions): -10.
+	ExpendableBelow *int32 `json:"expendable_below,omitempty"`
 }
 
 // ConfigApplied is the policy of one cluster from this event on. It is

@@ -157,6 +157,7 @@ func testPolicy() events.Policy {
 		Pools: []events.PoolPolicy{{Name: "a", Provider: "p", Max: 5, Size: events.Resources{CPUMilli: 1000, MemoryBytes: 1 << 30, Pods: 110},
 			Labels:          map[string]string{"tier": "batch"},
 			Taints:          []events.Taint{{Key: "soft", Effect: "PreferNoSchedule"}},
+			StartupTaints:   []events.Taint{{Key: "cni", Effect: "NoSchedule"}},
 			ScaleUpCooldown: min, ScaleDownAfterAdd: 10 * min, ScaleDownAfterFail: 3 * min, ScaleDownCooldown: min, Stabilization: 5 * min,
 			UtilizationThreshold: 0.5, Unneeded: 5 * min, MinLifetime: 10 * min, MaxRemovals: 1, RegisterDeadline: 2 * min, ClaimExpiry: min,
 			DrainDeadline: 2 * min, BackoffInitial: min, BackoffMax: 10 * min, BackoffReset: 60 * min}},

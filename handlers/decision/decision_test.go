@@ -46,6 +46,7 @@ func TestPendingPodsBecomeClaims(t *testing.T) {
 		require.Equal(t, up[0].ID, c.DecisionID)
 		require.Equal(t, "p", c.Provider)
 		require.Equal(t, map[string]string{"tier": "batch"}, c.Labels)
+		require.Equal(t, []events.Taint{{Key: "soft", Effect: "PreferNoSchedule"}, {Key: "cni", Effect: "NoSchedule"}}, c.Taints, "startup taints, too")
 		require.Equal(t, b.now.Add(time.Minute), c.NotAfter)
 		require.Equal(t, 2*time.Minute, c.RegisterDeadline.Std())
 		require.Equal(t, b.now, c.TriggerSince)
@@ -64,6 +65,18 @@ func TestPendingPodsBecomeClaims(t *testing.T) {
 	b.now = b.now.Add(time.Second)
 	b.publish(b.delta())
 	require.Len(t, payloads[events.NodeClaimed](b), 2)
+}
+
+func TestTheCutoffOfThePolicyDecidesWhoIsExpendable(t *testing.T) {
+	t.Parallel()
+	for below, want := range map[int32]int{-10: 1, 0: 0} {
+		b := newBundle(t)
+		b.configure(func(c *events.ConfigApplied) { c.Policy.ExpendableBelow = &below })
+		b.pods(1)
+		b.objects.Classes[0].Priority = -5
+		b.publish(b.full())
+		require.Len(t, payloads[events.NodeClaimed](b), want, "below %d", below)
+	}
 }
 
 func TestAnAlertARequestAndAPauseAreFoldedAndJudgedAtOnce(t *testing.T) {

@@ -3,6 +3,7 @@ package decision
 import (
 	"encoding/json"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/k3s-autoscaler/k3s-autoscaler/bus"
@@ -37,7 +38,8 @@ func (h *Handler) emit(d bus.Delivery, t *bus.Turn[Record], before scaling.State
 			return bus.Terminal(fmt.Errorf("claim %s: the policy has no pool %s", c.ID, c.Pool))
 		}
 		p := events.NodeClaimed{ClaimID: c.ID, Node: c.Node, Pool: c.Pool, Provider: pool.Provider, DecisionID: c.DecisionID,
-			Reason: reasons[c.DecisionID].reason, Actor: reasons[c.DecisionID].actor, Size: pool.Size, Labels: pool.Labels, Taints: pool.Taints,
+			Reason: reasons[c.DecisionID].reason, Actor: reasons[c.DecisionID].actor, Size: pool.Size, Labels: pool.Labels,
+			Taints:    slices.Concat(pool.Taints, pool.StartupTaints),
 			ClaimedAt: c.ClaimedAt, NotAfter: c.NotAfter, RegisterDeadline: pool.RegisterDeadline, TriggerSince: since[c.DecisionID]}
 		if err := t.EmitTo(c.Node, p, dry, bus.Correlation(correlation(c.ID))); err != nil {
 			return err

@@ -18,10 +18,12 @@ func (r *Record) policy() scaling.Policy {
 	}
 	p := r.Config.Policy
 	out := scaling.Policy{ProtectedNodes: p.ProtectedNodes, StartupGrace: p.StartupGrace.Std(), StaleAfter: p.StaleAfter.Std(),
-		MaxUnreadyFraction: p.MaxUnreadyFraction, MaxUnreadyCount: p.MaxUnreadyCount, DryRun: r.Config.DryRun}
+		MaxUnreadyFraction: p.MaxUnreadyFraction, MaxUnreadyCount: p.MaxUnreadyCount,
+		ExpendableBelow: p.ExpendableBelow, DryRun: r.Config.DryRun}
 	for _, o := range p.Pools {
 		out.Pools = append(out.Pools, scaling.Pool{
 			Name: o.Name, Provider: o.Provider, Min: o.Min, Max: o.Max, Size: resources(o.Size), Labels: o.Labels, Taints: taints(o.Taints),
+			StartupTaints:   taints(o.StartupTaints),
 			ScaleUpCooldown: o.ScaleUpCooldown.Std(), ScaleDownAfterAdd: o.ScaleDownAfterAdd.Std(),
 			ScaleDownAfterFail: o.ScaleDownAfterFail.Std(), ScaleDownCooldown: o.ScaleDownCooldown.Std(),
 			Stabilization: o.Stabilization.Std(), UtilizationThreshold: o.UtilizationThreshold, Unneeded: o.Unneeded.Std(),

@@ -122,6 +122,7 @@ func (d *decoder) checkPool(at string, p Pool) {
 			d.fail(key, "the label is set by k3s-autoscaler itself", "a label of your own")
 		}
 	}
+	d.checkTaints(at, p)
 	if p.Backoff.Initial > p.Backoff.Max {
 		d.fail(d.given(at+".backoff.initial", at+".backoff.max"), fmt.Sprintf("initial is %s, longer than max (%s)", p.Backoff.Initial, p.Backoff.Max), "initial at most max")
 	}
@@ -133,6 +134,27 @@ func (d *decoder) checkPool(at string, p Pool) {
 		return
 	}
 	d.checkDocker(at+".docker", *p.Docker)
+}
+
+// checkTaints looks for startup taints that no node could shed: a taint is known
+// by its key and effect.
+func (d *decoder) checkTaints(at string, p Pool) {
+	same := func(t Taint) func(Taint) bool {
+		return func(o Taint) bool { return o.Key == t.Key && o.Effect == t.Effect }
+	}
+	for i, t := range p.StartupTaints {
+		key := fmt.Sprintf("%s.startup_taints[%d]", at, i)
+		text, _ := t.MarshalText()
+		switch {
+		case t.Key == "": // has been reported
+		case t.Effect == "PreferNoSchedule":
+			d.fail(key, fmt.Sprintf("is %q, which keeps no pod off the node", text), "the effect NoSchedule or NoExecute")
+		case slices.ContainsFunc(p.Taints, same(t)):
+			d.fail(key, fmt.Sprintf("is %q, whose key and effect stand in taints, too", text), "a taint in one of both: in taints if the node keeps it")
+		case slices.ContainsFunc(p.StartupTaints[:i], same(t)):
+			d.fail(key, fmt.Sprintf("is %q, whose key and effect stand here twice", text), "each key and effect once")
+		}
+	}
 }
 
 func (d *decoder) checkDocker(at string, k Docker) {

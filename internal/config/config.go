@@ -67,6 +67,7 @@ type Pool struct {
 	MaxPods          int               `yaml:"max_pods" default:"110" min:"1" doc:"Pods a node can run at most; the kubelet's own default is 110."`
 	Labels           map[string]string `yaml:"labels" doc:"Labels that the nodes register with."`
 	Taints           []Taint           `yaml:"taints" doc:"Taints that the nodes register with, as kubectl writes them: key=value:Effect."`
+	StartupTaints    []Taint           `yaml:"startup_taints" doc:"Taints that the nodes register with, too, and that something on them takes away when it is ready (a network plugin, a driver): they are no reason against a new node."`
 	RegisterDeadline events.Duration   `yaml:"register_deadline" default:"2m" doc:"From the start of a machine to a Ready node; then it is removed and counts as failed."`
 	ClaimExpiry      events.Duration   `yaml:"claim_expiry" default:"2m" doc:"A claim that nothing has taken up by then is void."`
 	Backoff          Backoff           `yaml:"backoff" doc:"How long to wait after a node failed to come up."`
@@ -140,6 +141,7 @@ type Decision struct {
 	StaleAfter         events.Duration `yaml:"stale_after" default:"1m" doc:"A snapshot older than this no longer counts for scale-down."`
 	MaxUnreadyFraction float64         `yaml:"max_unready_fraction" default:"0.45" min:"0" max:"1" doc:"With more unready nodes than this share and more than max_unready_count, nothing is scaled."`
 	MaxUnreadyCount    int             `yaml:"max_unready_count" default:"3" min:"0" doc:"See max_unready_fraction."`
+	ExpendableBelow    int             `yaml:"expendable_pods_priority_cutoff" default:"-10" min:"-2147483648" max:"1000000000" doc:"Pods of a lower priority ask for no node, keep none, and give way to any other."`
 }
 
 // AlertRule is what an alert asks for.

@@ -61,6 +61,8 @@ func TestLoadFillsInTheDefaults(t *testing.T) {
 	require.Equal(t, 0.5, p.ScaleDown.UtilizationThreshold) //nolint:testifylint // exact by construction
 	require.Equal(t, 5*time.Minute, p.ScaleDown.Unneeded.Std())
 	require.Equal(t, 110, p.MaxPods)
+	require.Empty(t, p.StartupTaints)
+	require.Equal(t, -10, c.Decision.ExpendableBelow, "as the cluster autoscaler's")
 	require.Nil(t, p.Docker, "no settings of a provider that is not used")
 	require.Equal(t, 10*time.Minute, c.Decision.StartupGrace.Std())
 	require.Equal(t, 15*time.Minute, c.Alerting.Expiry.Std())
@@ -103,6 +105,9 @@ func TestPolicyHoldsWhatDecisionReads(t *testing.T) {
 	require.Equal(t, 1, p.Pools[0].MaxRemovals, "10 % of 5, at least one")
 	require.Equal(t, 2, p.Pools[1].MaxRemovals, "10 % of 20")
 	require.Equal(t, []events.Taint{{Key: "dedicated", Value: "batch", Effect: "NoSchedule"}}, p.Pools[0].Taints)
+	require.Equal(t, []events.Taint{{Key: "node.cilium.io/agent-not-ready", Value: "true", Effect: "NoExecute"}}, p.Pools[0].StartupTaints)
+	require.Empty(t, p.Pools[1].StartupTaints)
+	require.Equal(t, int32(-10), *p.ExpendableBelow)
 	require.Len(t, p.AlertRules, 1)
 	require.Equal(t, events.Matcher{Label: "alertname", Op: "=", Value: "QueueBacklog"}, p.AlertRules[0].Matchers[0])
 	require.Equal(t, []string{"home-server-0"}, p.ProtectedNodes)
@@ -214,4 +219,13 @@ func TestAliasesAndMergeKeysAreFollowed(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, "b", c.Clusters[0].Pools[1].Name)
 	require.Equal(t, 3, c.Clusters[0].Pools[1].Max)
+}
+
+func TestTheExpendableCutoffCanBeZeroAndLow(t *testing.T) {
+	t.Parallel()
+	for text, want := range map[string]int32{"0": 0, "-2147483648": -2147483648, "1000000000": 1000000000} {
+		c, err := Parse("c.yaml", []byte(minimal+"policy: {expendable_pods_priority_cutoff: "+text+"}"), t.TempDir())
+		require.NoError(t, err)
+		require.Equal(t, want, *c.Policy("home").ExpendableBelow)
+	}
 }

@@ -43,6 +43,8 @@ func (c *Config) Policy(cluster string) events.Policy {
 		MaxUnreadyFraction: c.Decision.MaxUnreadyFraction,
 		MaxUnreadyCount:    c.Decision.MaxUnreadyCount,
 	}
+	below := int32(c.Decision.ExpendableBelow) //nolint:gosec // its limits are an int32's
+	p.ExpendableBelow = &below
 	for i, pool := range cl.Pools {
 		p.Pools[i] = pool.policy()
 	}
@@ -82,6 +84,9 @@ func (p Pool) policy() events.PoolPolicy {
 	}
 	for _, t := range p.Taints {
 		out.Taints = append(out.Taints, events.Taint(t))
+	}
+	for _, t := range p.StartupTaints {
+		out.StartupTaints = append(out.StartupTaints, events.Taint(t))
 	}
 	return out
 }

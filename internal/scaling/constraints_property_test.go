@@ -56,7 +56,7 @@ func TestWhatIsPlacedKeepsEveryConstraintAndTheSameInputGivesTheSameBytes(t *tes
 		for _, p := range s.policy.pools() {
 			e.pools = append(e.pools, &poolRun{Pool: p, known: true})
 		}
-		e.world = newWorld(e.obs, e.s, defaultExpendableBelow)
+		e.world = newWorld(e.obs, e.s, e.policy)
 		e.reconcile()
 		e.measure()
 		e.scaleUp()
@@ -71,7 +71,7 @@ func TestWhatIsPlacedKeepsEveryConstraintAndTheSameInputGivesTheSameBytes(t *tes
 
 func checkPlaced(t *rapid.T, e *evaluation) {
 	w := e.world
-	fresh := newWorld(e.obs, State{}, defaultExpendableBelow)
+	fresh := newWorld(e.obs, State{}, e.policy)
 	for _, name := range w.names {
 		n := w.nodes[name]
 		copied := *n

@@ -24,7 +24,7 @@ func TestNoPathAroundTheLastChecksOfARemovalExists(t *testing.T) {
 			s.evaluate()
 			p := &poolRun{Pool: s.policy.Pools[0], known: true}
 			e := &evaluation{now: s.now, policy: s.policy, obs: s.obs, seed: testSeed("x"), s: State{}.clone(), pools: []*poolRun{p}}
-			e.world = newWorld(e.obs, e.s, defaultExpendableBelow)
+			e.world = newWorld(e.obs, e.s, e.policy)
 			e.reconcile()
 			e.measure()
 			n := e.world.nodes["a-2"]
@@ -120,7 +120,7 @@ func TestANodeThatIsNotThereAnyMoreCantBeUncordoned(t *testing.T) {
 
 func TestTaintsOnARestoredNodeOtherThanOursStay(t *testing.T) {
 	t.Parallel()
-	e := &evaluation{world: newWorld(Observation{}, State{}, defaultExpendableBelow)}
+	e := &evaluation{world: newWorld(Observation{}, State{}, Policy{})}
 	n := &simNode{node: &Node{Ready: true}, taints: []corev1.Taint{{Key: "team", Effect: corev1.TaintEffectNoSchedule},
 		{Key: corev1.TaintNodeUnschedulable, Effect: corev1.TaintEffectNoSchedule}}}
 	e.restore(n)

@@ -86,7 +86,7 @@ func Evaluate(now time.Time, p Policy, s State, o Observation, seed Seed) Result
 	case problem != "":
 		e.holdAll(problem)
 	default:
-		e.world = newWorld(e.obs, e.s, e.policy.expendableBelow())
+		e.world = newWorld(e.obs, e.s, e.policy)
 		e.reconcile()
 		e.measure()
 		e.nodeRequests()

@@ -57,6 +57,9 @@ type Pool struct {
 	Size     Resources // allocatable of a new node
 	Labels   map[string]string
 	Taints   []corev1.Taint
+	// StartupTaints are taints that new nodes carry, too, until something on them
+	// is ready. Of a node's taints those count that have the key and effect.
+	StartupTaints []corev1.Taint
 
 	ScaleUpCooldown      time.Duration // between two scale-ups by alert
 	ScaleDownAfterAdd    time.Duration // no removal this long after an addition

@@ -8,24 +8,22 @@ import (
 	corev1 "k8s.io/api/core/v1"
 )
 
-// startupTaints are prefixes of the keys of taints that a node carries until
-// something on it is ready (a network plugin, a driver), as the cluster
-// autoscaler names them. No new node is judged by them.
-var startupTaints = []string{"startup-taint.cluster-autoscaler.kubernetes.io/", "ignore-taint.cluster-autoscaler.kubernetes.io/"}
+// startupPrefixes are those of the keys of taints that a node of any pool
+// carries until something on it is ready (a network plugin, a driver), as the
+// cluster autoscaler names them. No new node is judged by them.
+var startupPrefixes = []string{"startup-taint.cluster-autoscaler.kubernetes.io/", "ignore-taint.cluster-autoscaler.kubernetes.io/"}
 
 // startupLimit is how long after it became Ready a node may carry a startup
 // taint before it counts as one that takes no pods: the cluster autoscaler's
 // default of max-node-startup-time.
 const startupLimit = 15 * time.Minute
 
-func isStartup(t corev1.Taint) bool {
-	return slices.ContainsFunc(startupTaints, func(prefix string) bool { return strings.HasPrefix(t.Key, prefix) })
-}
-
-// splitStartup tells startup taints from the others.
-func splitStartup(ts []corev1.Taint) (startup, rest []corev1.Taint) {
+// splitStartup tells startup taints from the others; pool are those that the
+// policy of the node's pool names.
+func splitStartup(ts, pool []corev1.Taint) (startup, rest []corev1.Taint) {
 	for _, t := range ts {
-		if isStartup(t) {
+		prefixed := slices.ContainsFunc(startupPrefixes, func(prefix string) bool { return strings.HasPrefix(t.Key, prefix) })
+		if prefixed || slices.ContainsFunc(pool, func(o corev1.Taint) bool { return o.MatchTaint(&t) }) {
 			startup = append(startup, t)
 		} else {
 			rest = append(rest, t)

@@ -13,7 +13,7 @@ import (
 // smaller than the policy says, its size counts: otherwise a pod that fits on
 // paper would ask for one node after the other.
 func (w *world) newTemplate(cluster string, p Pool) *simNode {
-	_, taints := splitStartup(p.Taints)
+	_, taints := splitStartup(p.Taints, p.StartupTaints)
 	t := &simNode{pool: p.Name, kind: kindNew, taints: taints, alloc: p.Size.clone()}
 	if t.alloc.Pods <= 0 {
 		t.alloc.Pods = defaultMaxPods

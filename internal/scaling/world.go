@@ -59,14 +59,18 @@ type world struct {
 
 	topology        *topology
 	expendableBelow int32
+	startup         map[string][]corev1.Taint // of the policy, by pool
 }
 
-func newWorld(o Observation, s State, expendableBelow int32) *world {
+func newWorld(o Observation, s State, p Policy) *world {
 	w := &world{nodes: map[string]*simNode{}, classes: map[string]*PodClass{}, records: map[string]*Record{},
-		memo: map[placement]*misfit{}, expendableBelow: expendableBelow,
+		memo: map[placement]*misfit{}, expendableBelow: p.expendableBelow(), startup: map[string][]corev1.Taint{},
 		budgets: slices.Clone(o.Budgets), daemons: slices.Clone(o.DaemonSets)}
 	slices.SortFunc(w.budgets, func(a, b Budget) int { return cmpStrings(a.Namespace, b.Namespace, a.Name, b.Name) })
 	slices.SortFunc(w.daemons, func(a, b DaemonSet) int { return cmpStrings(a.Namespace, b.Namespace, a.Name, b.Name) })
+	for _, pool := range p.pools() {
+		w.startup[pool.Name] = pool.StartupTaints
+	}
 	w.learnClasses(o)
 	for i := range o.Records {
 		w.records[o.Records[i].Name] = &o.Records[i]
@@ -158,7 +162,7 @@ func (w *world) addReal(n *Node, cluster string, s State) {
 	if n.Ready && !n.Unschedulable && !n.Deleting {
 		sn.kind = kindReady
 	}
-	sn.startup, sn.taints = splitStartup(sn.taints)
+	sn.startup, sn.taints = splitStartup(sn.taints, w.startup[sn.pool])
 	w.nodes[n.Name] = sn
 }
 
