@@ -136,6 +136,6 @@ func TestARealServersRefusalNamesTheMissingRight(t *testing.T) {
 	for _, resource := range []string{"namespaces", "storageclasses", "daemonsets", "poddisruptionbudgets"} {
 		require.Eventually(t, func() bool { return len(out.with("lacks the right to list and watch "+resource)) == 1 }, 30*time.Second, 50*time.Millisecond, resource)
 	}
-	require.ErrorContains(t, c.Ready(), `cannot list resource "storageclasses" in API group "storage.k8s.io"`)
+	require.ErrorContains(t, c.Ready(), `resource "storageclasses" in API group "storage.k8s.io" at the cluster scope`)
 	require.Empty(t, published.ch, "nothing is published from a part of the cluster")
 }
