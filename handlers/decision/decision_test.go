@@ -79,6 +79,30 @@ func TestTheCutoffOfThePolicyDecidesWhoIsExpendable(t *testing.T) {
 	}
 }
 
+func TestANodeWithAStartupTaintOfItsPoolIsCapacity(t *testing.T) {
+	t.Parallel()
+	for _, named := range []bool{true, false} {
+		b := newBundle(t)
+		b.configure(func(c *events.ConfigApplied) {
+			if !named {
+				c.Policy.Pools[0].StartupTaints = nil
+			}
+		})
+		b.node("a-1")
+		b.node("a-2")
+		starting, full := &b.objects.Nodes[0], &b.objects.Nodes[1]
+		starting.Taints, starting.ReadySince, starting.Labels["tier"] = []events.Taint{{Key: "cni", Effect: "NoSchedule"}}, b.now, "batch"
+		full.Unschedulable = true
+		b.pods(1)
+		b.publish(b.full())
+		if named {
+			require.Empty(t, payloads[events.NodeClaimed](b))
+		} else {
+			require.Len(t, payloads[events.NodeClaimed](b), 1, "nobody says that the taint goes away")
+		}
+	}
+}
+
 func TestAnAlertARequestAndAPauseAreFoldedAndJudgedAtOnce(t *testing.T) {
 	t.Parallel()
 	b := newBundle(t)
