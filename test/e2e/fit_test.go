@@ -3,6 +3,7 @@
 package e2e
 
 import (
+	"context"
 	"slices"
 	"testing"
 	"time"
@@ -10,6 +11,7 @@ import (
 	"github.com/stretchr/testify/require"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/util/retry"
 
 	"github.com/k3s-autoscaler/k3s-autoscaler/events"
 )
@@ -60,4 +62,29 @@ func TestPodsThatSpreadOverHostsGetExactlyTheNodesTheyNeed(t *testing.T) {
 			require.Equal(t, "UnschedulablePods", up[len(up)-1].Reason.Code)
 		})
 	}
+}
+
+// A node that waits for something to take its startup taint away is capacity:
+// nothing is bought twice, and the pod goes there.
+func TestANodeWithAStartupTaintIsWaitedFor(t *testing.T) {
+	p := newProduct(t, "e2e-fit-startup", pool{Max: 3, Extra: "        startup_taints: [\"example.com/cni=starting:NoSchedule\"]\n", Unneeded: "1h"})
+	ns := namespace(t, "e2e-fit-startup")
+	p.start()
+	deployment(t, ns, "web", p.cluster, 1, "50m")
+	eventually(t, 60*time.Second, "one node is Ready", readyNodes(t, p, 1))
+	never(t, 5*time.Second, "a second claim", func() bool { return len(p.history(events.TypeNodeClaimed)) > 1 })
+	require.Empty(t, running(t, ns, "web"), "the taint keeps the pod off")
+	names, _ := ourNodes(t, p.cluster)
+	require.NoError(t, retry.RetryOnConflict(retry.DefaultBackoff, func() error {
+		n, err := admin.CoreV1().Nodes().Get(context.Background(), names[0], metav1.GetOptions{})
+		if err != nil {
+			return err
+		}
+		n.Spec.Taints = slices.DeleteFunc(n.Spec.Taints, func(t corev1.Taint) bool { return t.Key == "example.com/cni" && t.Value == "starting" })
+		_, err = admin.CoreV1().Nodes().Update(context.Background(), n, metav1.UpdateOptions{})
+		return err
+	}))
+	waitRunning(t, ns, "web", 1, 60*time.Second)
+	require.Equal(t, map[string]int{names[0]: 1}, running(t, ns, "web"))
+	require.Len(t, p.history(events.TypeNodeClaimed), 1)
 }
