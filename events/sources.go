@@ -194,7 +194,9 @@ type PoolPolicy struct {
 	Provider string            `json:"provider"`
 	Min      int               `json:"min"`
 	Max      int               `json:"max"`
-	Size     Resources         `json:"size"` // allocatable of a new node
+	Size     Resources         `json:"size"`               // allocatable of a new node
+	Priority int               `json:"priority,omitempty"` // rank among pools, higher is preferred
+	Price    float64           `json:"price,omitempty"`    // of a node, an hour, in any currency
 	Labels   map[string]string `json:"labels,omitempty"`
 	Taints   []Taint           `json:"taints,omitempty"`
 	// StartupTaints are taints that nodes register with, too, and that something
@@ -234,6 +236,8 @@ type Policy struct {
 	// ExpendableBelow is the priority under which a pod neither asks for a node
 	// nor keeps one; absent (earlier versions): -10.
 	ExpendableBelow *int32 `json:"expendable_below,omitempty"`
+	// PoolChoice chooses between pools that could serve the same pods.
+	PoolChoice []string `json:"pool_choice,omitempty"`
 }
 
 // ConfigApplied is the policy of one cluster from this event on. It is

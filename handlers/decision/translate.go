@@ -2,6 +2,7 @@ package decision
 
 import (
 	"maps"
+	"math"
 	"slices"
 
 	corev1 "k8s.io/api/core/v1"
@@ -19,10 +20,11 @@ func (r *Record) policy() scaling.Policy {
 	p := r.Config.Policy
 	out := scaling.Policy{ProtectedNodes: p.ProtectedNodes, StartupGrace: p.StartupGrace.Std(), StaleAfter: p.StaleAfter.Std(),
 		MaxUnreadyFraction: p.MaxUnreadyFraction, MaxUnreadyCount: p.MaxUnreadyCount,
-		ExpendableBelow: p.ExpendableBelow, DryRun: r.Config.DryRun}
+		ExpendableBelow: p.ExpendableBelow, PoolChoice: p.PoolChoice, DryRun: r.Config.DryRun}
 	for _, o := range p.Pools {
 		out.Pools = append(out.Pools, scaling.Pool{
-			Name: o.Name, Provider: o.Provider, Min: o.Min, Max: o.Max, Size: resources(o.Size), Labels: o.Labels, Taints: taints(o.Taints),
+			Name: o.Name, Provider: o.Provider, Min: o.Min, Max: o.Max, Size: resources(o.Size),
+			Priority: o.Priority, PriceMicros: micros(o.Price), Labels: o.Labels, Taints: taints(o.Taints),
 			StartupTaints:   taints(o.StartupTaints),
 			ScaleUpCooldown: o.ScaleUpCooldown.Std(), ScaleDownAfterAdd: o.ScaleDownAfterAdd.Std(),
 			ScaleDownAfterFail: o.ScaleDownAfterFail.Std(), ScaleDownCooldown: o.ScaleDownCooldown.Std(),
@@ -41,6 +43,10 @@ func (r *Record) policy() scaling.Policy {
 	}
 	return out
 }
+
+// micros are millionths of a price within the configuration's limits, whoever
+// wrote the event.
+func micros(price float64) int64 { return int64(math.Round(min(max(price, 0), 1000) * 1e6)) }
 
 func (r *Record) pool(name string) (events.PoolPolicy, bool) {
 	if r.Config != nil {

@@ -207,9 +207,29 @@ func (d *decoder) checkPolicy(c *Config) {
 			d.checkKnown(at+".pool", "pool", r.Pool, pools)
 		}
 	}
+	d.checkPoolChoice(c)
 	for i, n := range c.Decision.ProtectedNodes {
 		_, err := events.EncodeKey(n)
 		d.checkName(fmt.Sprintf("policy.protected_nodes[%d]", i), cmp.Or(n, " "), err, "the name of a node")
+	}
+}
+
+// checkPoolChoice wants every way of choosing once, and the prices that one of
+// them compares: an absent price would be the lowest.
+func (d *decoder) checkPoolChoice(c *Config) {
+	seen := map[string]bool{}
+	for i, name := range c.Decision.PoolChoice {
+		d.checkTwice(seen, fmt.Sprintf("policy.pool_choice[%d]", i), name, "choice")
+	}
+	if !seen["price"] {
+		return
+	}
+	for i, cl := range c.Clusters {
+		for j := range cl.Pools {
+			if key := fmt.Sprintf("clusters[%d].pools[%d].price", i, j); !d.has(key) {
+				d.fail(key, "is missing", "what a node of the pool costs an hour, because policy.pool_choice has price")
+			}
+		}
 	}
 }
 

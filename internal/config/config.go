@@ -65,6 +65,8 @@ type Pool struct {
 	CPU              CPU               `yaml:"cpu" required:"true" doc:"Allocatable CPU of a node, e.g. 2 or 500m."`
 	Memory           Bytes             `yaml:"memory" required:"true" doc:"Allocatable memory of a node, e.g. 4Gi."`
 	MaxPods          int               `yaml:"max_pods" default:"110" min:"1" doc:"Pods a node can run at most; the kubelet's own default is 110."`
+	Priority         int               `yaml:"priority" default:"0" doc:"Rank among the pools where policy.pool_choice has 'priority': higher is preferred."`
+	Price            float64           `yaml:"price" default:"0" min:"0" max:"1000" doc:"What a node costs an hour, in any one currency, where policy.pool_choice has 'price'."`
 	Labels           map[string]string `yaml:"labels" doc:"Labels that the nodes register with."`
 	Taints           []Taint           `yaml:"taints" doc:"Taints that the nodes register with, as kubectl writes them: key=value:Effect."`
 	StartupTaints    []Taint           `yaml:"startup_taints" doc:"Taints that the nodes register with, too, and that something on them takes away when it is ready (a network plugin, a driver): they are no reason against a new node."`
@@ -142,6 +144,7 @@ type Decision struct {
 	MaxUnreadyFraction float64         `yaml:"max_unready_fraction" default:"0.45" min:"0" max:"1" doc:"With more unready nodes than this share and more than max_unready_count, nothing is scaled."`
 	MaxUnreadyCount    int             `yaml:"max_unready_count" default:"3" min:"0" doc:"See max_unready_fraction."`
 	ExpendableBelow    int             `yaml:"expendable_pods_priority_cutoff" default:"-10" min:"-2147483648" max:"1000000000" doc:"Pods of a lower priority ask for no node, keep none, and give way to any other."`
+	PoolChoice         []string        `yaml:"pool_choice" enum:"least-waste,priority,price,most-pods,least-nodes,balance" doc:"Which pool gets a node where several could serve the same pods; absent, least-waste, then least-nodes. The first of these that tells two pools apart decides; between equals, a hash of pods and pool. least-waste: the smallest share of the new nodes stays empty. priority: the highest pools[].priority. price: the lowest pools[].price of a served pod. most-pods: serves the most pods. least-nodes: the fewest nodes for a served pod. balance: the pool with the fewest nodes, and new nodes are spread over those that are as good in what comes before it."`
 }
 
 // AlertRule is what an alert asks for.

@@ -42,6 +42,7 @@ func (c *Config) Policy(cluster string) events.Policy {
 		StaleAfter:         c.Decision.StaleAfter,
 		MaxUnreadyFraction: c.Decision.MaxUnreadyFraction,
 		MaxUnreadyCount:    c.Decision.MaxUnreadyCount,
+		PoolChoice:         slices.Clone(c.Decision.PoolChoice),
 	}
 	below := int32(c.Decision.ExpendableBelow) //nolint:gosec // its limits are an int32's
 	p.ExpendableBelow = &below
@@ -65,6 +66,8 @@ func (p Pool) policy() events.PoolPolicy {
 	out := events.PoolPolicy{
 		Name: p.Name, Provider: p.Provider, Min: p.Min, Max: p.Max,
 		Size:                 events.Resources{CPUMilli: int64(p.CPU), MemoryBytes: int64(p.Memory), Pods: int64(p.MaxPods)},
+		Priority:             p.Priority,
+		Price:                p.Price,
 		Labels:               p.Labels,
 		ScaleUpCooldown:      p.ScaleUp.Cooldown,
 		ScaleDownAfterAdd:    p.ScaleDown.DelayAfterAdd,

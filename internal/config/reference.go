@@ -64,7 +64,11 @@ func nested(t reflect.Type) bool {
 // kind names a type for people.
 func kind(t reflect.Type, tag reflect.StructTag) string {
 	if enum := tag.Get("enum"); enum != "" {
-		return "`" + strings.ReplaceAll(enum, ",", "`, `") + "`"
+		one := "`" + strings.ReplaceAll(enum, ",", "`, `") + "`"
+		if t.Kind() == reflect.Slice {
+			return "list of " + one
+		}
+		return one
 	}
 	limits := ""
 	switch low, high := tag.Get("min"), tag.Get("max"); {

@@ -104,8 +104,12 @@ func refineField(f reflect.StructField, p *jsonschema.Schema) error {
 		return refine(t.Elem(), p.Items)
 	}
 	if enum := f.Tag.Get("enum"); enum != "" {
+		one := p
+		if t.Kind() == reflect.Slice {
+			one = p.Items
+		}
 		for e := range strings.SplitSeq(enum, ",") {
-			p.Enum = append(p.Enum, e)
+			one.Enum = append(one.Enum, e)
 		}
 	}
 	if p.Type == "integer" || p.Type == "number" {

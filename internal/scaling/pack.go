@@ -1,27 +1,12 @@
 package scaling
 
 import (
-	"cmp"
 	"fmt"
 	"maps"
 	"slices"
 )
 
 func sortedKeys[V any](m map[string]V) []string { return slices.Sorted(maps.Keys(m)) }
-
-// option is what a pool would do for the pods that are left.
-type option struct {
-	pool  *poolRun
-	nodes int
-	pods  int
-	waste int64 // thousandths of the new nodes that stay empty, cpu and memory averaged
-}
-
-// better orders options: least waste, then fewer nodes, then the name. It is
-// the cluster autoscaler's least-waste expander with its ties decided.
-func better(a, b option) int {
-	return cmp.Or(cmp.Compare(a.waste, b.waste), cmp.Compare(a.nodes, b.nodes), cmpString(a.pool.Name, b.pool.Name))
-}
 
 // pack adds new nodes for the groups, which are unschedulable and in the order
 // of first-fit-decreasing, pool by pool, and says what becomes of the rest.
@@ -39,6 +24,7 @@ func (e *evaluation) pack(groups []*group, inFlight, undecided int) {
 			holds[p.Name] = e.upGuard(p, false)
 		}
 	}
+	rejected := map[*poolRun]Alternative{}
 	for {
 		var options []option
 		for _, p := range e.pools {
@@ -51,18 +37,22 @@ func (e *evaluation) pack(groups []*group, inFlight, undecided int) {
 		if len(options) == 0 {
 			break
 		}
-		best := slices.MinFunc(options, better)
-		if !e.build(best.pool, groups, served) {
+		first := slices.IndexFunc(groups, func(g *group) bool { return len(g.pods) > 0 })
+		choice := e.policy.choice(groups[first].class.ID)
+		best := slices.MinFunc(options, choice.compare)
+		for _, o := range options {
+			if _, known := rejected[o.pool]; !known && o.pool != best.pool {
+				rejected[o.pool] = choice.why(best, o)
+			}
+		}
+		if !e.build(best.pool, groups, choice.share(best, options), served) {
 			break
 		}
 		e.settle(groups)
-		for _, o := range options {
-			if o.pool != best.pool {
-				o.pool.rejected = append(o.pool.rejected, Alternative{Subject: "pool " + o.pool.Name, quiet: true,
-					Reason: Reason{"MoreWaste", fmt.Sprintf("pool %s serves the pods with %s and %s unused, this one would leave %s unused on %d",
-						best.pool.Name, count(best.nodes, "node"), percent(best.waste), percent(o.waste), o.nodes)},
-					Fix: "none needed: ties go to the first by name"})
-			}
+	}
+	for p, a := range rejected {
+		if served[p.Name] == 0 { // the others had their turn
+			p.rejected = append(p.rejected, a)
 		}
 	}
 	e.explainPods(groups, all, holds, served, asked, inFlight, undecided)
@@ -111,9 +101,9 @@ func (e *evaluation) estimate(p *poolRun, groups []*group) option {
 	return o
 }
 
-// build claims the nodes that estimate has counted, and reports whether any
-// pod found a place there.
-func (e *evaluation) build(p *poolRun, groups []*group, served map[string]int) bool {
+// build claims the nodes that estimate has counted, at most limit, and reports
+// whether any pod found a place there.
+func (e *evaluation) build(p *poolRun, groups []*group, limit int, served map[string]int) bool {
 	var mine []*simNode
 	placedAny := false
 	put := func(g *group, n *simNode) {
@@ -136,7 +126,7 @@ func (e *evaluation) build(p *poolRun, groups []*group, served map[string]int) b
 		for _, n := range mine {
 			put(g, n)
 		}
-		for len(g.pods) > 0 && p.slots() > 0 && e.newNode(p, g.class) == nil {
+		for len(g.pods) > 0 && len(mine) < limit && p.slots() > 0 && e.newNode(p, g.class) == nil {
 			n := e.claim(p, CausePods, Reason{CodeUnschedulablePods, "pods fit on no node that exists or is on its way"})
 			mine = append(mine, n)
 			put(g, n)

@@ -38,6 +38,10 @@ type Policy struct {
 	// nor keeps one, and gives way to any other. nil: -10, as the cluster
 	// autoscaler's expendable-pods-priority-cutoff.
 	ExpendableBelow *int32
+	// PoolChoice chooses between pools that could serve the same pods: the first
+	// of these (Choose…) that tells two pools apart decides; if none does, a hash.
+	// Empty: least-waste, then least-nodes.
+	PoolChoice []string
 }
 
 const defaultExpendableBelow = -10
@@ -55,8 +59,14 @@ type Pool struct {
 	Provider string
 	Min, Max int
 	Size     Resources // allocatable of a new node
-	Labels   map[string]string
-	Taints   []corev1.Taint
+	// Priority is the pool's rank where PoolChoice has ChoosePriority: higher is
+	// preferred.
+	Priority int
+	// PriceMicros is what a node costs an hour, in millionths of any currency,
+	// at most 1000.
+	PriceMicros int64
+	Labels      map[string]string
+	Taints      []corev1.Taint
 	// StartupTaints are taints that new nodes carry, too, until something on them
 	// is ready. Of a node's taints those count that have the key and effect.
 	StartupTaints []corev1.Taint

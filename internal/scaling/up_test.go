@@ -260,35 +260,6 @@ func TestTheTemplateKnowsLabelsTaintsDaemonSetsAndPodLimits(t *testing.T) {
 	})
 }
 
-func TestThePoolWithLeastWasteIsChosenThenTheFirstByName(t *testing.T) {
-	t.Parallel()
-	small, big, same := testPool("small"), testPool("big"), testPool("also-small")
-	big.Size = Resources{CPUMilli: 4000, MemoryBytes: 4 * gi, Pods: 110}
-	s := newSetup(t, small, big)
-	s.class("web", 900)
-	s.obs.Classes[0].Requests.MemoryBytes = 900 << 20
-	s.pods("web", "", 1)
-	res := s.evaluate()
-	require.Equal(t, Up, of(t, res, "small").Verdict)
-	require.Equal(t, Held, of(t, res, "big").Verdict)
-	require.NotNil(t, rejects(of(t, res, "big"), "pool big", "MoreWaste"))
-
-	s = newSetup(t, small, same)
-	s.class("web", 900)
-	s.pods("web", "", 1)
-	res = s.evaluate()
-	require.Equal(t, Up, of(t, res, "also-small").Verdict)
-
-	// A pool that is held back leaves the pods to the other one.
-	s = newSetup(t, small, same)
-	s.apply(Paused{Pool: "also-small", Actor: "bob", Reason: "work"})
-	s.class("web", 900)
-	s.pods("web", "", 1)
-	res = s.evaluate()
-	require.Equal(t, Up, of(t, res, "small").Verdict)
-	require.Equal(t, Held, of(t, res, "also-small").Verdict)
-}
-
 func TestWhatOnePoolCantHoldSpillsOverToTheNext(t *testing.T) {
 	t.Parallel()
 	a, b := testPool("a"), testPool("b")
