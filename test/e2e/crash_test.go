@@ -16,7 +16,9 @@ import (
 	eventtypes "github.com/docker/docker/api/types/events"
 	"github.com/docker/docker/api/types/filters"
 	"github.com/stretchr/testify/require"
+	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/k3s-autoscaler/k3s-autoscaler/events"
 )
@@ -135,10 +137,12 @@ func (l *life) live() {
 	t, p := l.t, l.p
 	ns := namespace(t, p.cluster)
 	started := containerActions(t, p.cluster, "start")
-	// A host port is a constraint that asks for no node: once evicted, the pod
-	// pends and starts no second life.
+	// A selector on a label that numbers pods is not simulated, so that the pod
+	// asks for no node: once evicted, it pends and starts no second life.
 	deployment(t, ns, "web", p.cluster, 1, "100m", func(s *corev1.PodSpec) {
-		s.Containers[0].Ports = []corev1.ContainerPort{{ContainerPort: 80, HostPort: 18080}}
+		s.Affinity = &corev1.Affinity{PodAntiAffinity: &corev1.PodAntiAffinity{RequiredDuringSchedulingIgnoredDuringExecution: []corev1.PodAffinityTerm{{
+			LabelSelector: &metav1.LabelSelector{MatchLabels: map[string]string{appsv1.PodIndexLabel: "0"}}, TopologyKey: corev1.LabelHostname,
+		}}}}
 	})
 	l.alive()
 	l.until("one node is Ready", []string{"scale", "to", "--pool", "burst", "--count", "1", "--reason", "a life"}, readyNodes(t, p, 1))
