@@ -3,6 +3,7 @@ package scaling
 import (
 	"encoding/json"
 	"fmt"
+	"maps"
 	"math/rand"
 	"slices"
 	"testing"
@@ -24,6 +25,10 @@ func draw(t *rapid.T, tb testing.TB) *setup {
 		for _, d := range []*time.Duration{&p.Unneeded, &p.Stabilization, &p.MinLifetime, &p.ScaleDownAfterAdd, &p.ScaleDownCooldown, &p.ScaleUpCooldown} {
 			*d = time.Duration(rapid.IntRange(0, 3).Draw(t, "minutes")) * time.Minute
 		}
+		cores := int64(rapid.IntRange(1, 3).Draw(t, "cores"))
+		p.Size.CPUMilli, p.Size.MemoryBytes = cores*p.Size.CPUMilli, cores*p.Size.MemoryBytes
+		p.Priority = rapid.IntRange(-1, 1).Draw(t, "priority")
+		p.PriceMicros = rapid.Int64Range(0, 3).Draw(t, "price") * 10_000
 		if rapid.Bool().Draw(t, "tainted") {
 			p.Taints = []corev1.Taint{{Key: "team", Value: p.Name, Effect: corev1.TaintEffectNoSchedule}}
 		}
@@ -31,6 +36,8 @@ func draw(t *rapid.T, tb testing.TB) *setup {
 	}
 	s := newSetup(tb, pools...)
 	s.policy.StartupGrace = 0
+	ways := slices.Sorted(maps.Keys(criteria))
+	s.policy.PoolChoice = rapid.Permutation(ways).Draw(t, "choice")[:rapid.IntRange(0, len(ways)).Draw(t, "links")]
 	s.policy.MaxUnreadyCount = rapid.IntRange(0, 5).Draw(t, "max unready")
 	for range rapid.IntRange(0, 2).Draw(t, "foreign") {
 		s.foreign(fmt.Sprint("server-", len(s.obs.Nodes)), 2000)
