@@ -95,6 +95,10 @@ type Times struct {
 	PullExpiry time.Duration
 	// IdleExpiry is the same for a partition without messages. Default 30s.
 	IdleExpiry time.Duration
+	// Heartbeat is how often the server of a replicated consumer shows that a pull
+	// is open; after two that are missing, it is opened anew with the consumer's
+	// next leader. Default 5s.
+	Heartbeat time.Duration
 	// Busy is the delay of a message that arrives while the process already handles
 	// InFlight others. Default 100ms.
 	Busy time.Duration
@@ -123,6 +127,7 @@ func (t Times) withDefaults() Times {
 	def(&t.AckWait, 10*time.Second)
 	def(&t.PullExpiry, 5*time.Second)
 	def(&t.IdleExpiry, 30*time.Second)
+	def(&t.Heartbeat, 5*time.Second)
 	def(&t.Busy, 100*time.Millisecond)
 	def(&t.BackoffMin, 500*time.Millisecond)
 	def(&t.BackoffMax, 30*time.Second)
@@ -145,6 +150,7 @@ func (t Times) validate() error {
 		{"ack_wait", t.AckWait, 100 * time.Millisecond},
 		{"pull_expiry", t.PullExpiry, time.Second},
 		{"idle_expiry", t.IdleExpiry, time.Second},
+		{"heartbeat", t.Heartbeat, 500 * time.Millisecond}, // as NATS demands
 		{"busy", t.Busy, time.Millisecond},
 		{"backoff_min", t.BackoffMin, time.Millisecond},
 		{"backoff_max", t.BackoffMax, t.BackoffMin},

@@ -188,9 +188,15 @@ func (l *puller) pull(ctx context.Context) (err error) {
 	if l.idle {
 		expiry = l.b.opts.Times.IdleExpiry
 	}
+	heartbeat := expiry / 2 // the library's default
+	if l.b.opts.Replicas > 1 {
+		// A server that dies takes the pull with it, and nobody says so.
+		heartbeat = min(heartbeat, l.b.opts.Times.Heartbeat)
+	}
 	it, err := l.consumer.Messages(
 		jetstream.PullMaxMessages(10),
 		jetstream.PullExpiry(expiry),
+		jetstream.PullHeartbeat(heartbeat),
 		jetstream.PullPriorityGroup(pullGroup),
 		jetstream.PullPrioritized(l.priority()),
 	)
