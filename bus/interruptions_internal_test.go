@@ -27,11 +27,13 @@ func interruptionsOfAMoment(t *testing.T) {
 		}
 		return a
 	}})
+	i := newInterruptions(slog.New(text), clock.RealClock{}, Times{}.withDefaults())
 	said := func() []string {
+		i.mu.Lock() // lines are written under it
+		defer i.mu.Unlock()
 		defer buf.Reset()
 		return strings.Split(strings.TrimSuffix(buf.String(), "\n"), "\n")
 	}
-	i := newInterruptions(slog.New(text), clock.RealClock{}, Times{}.withDefaults())
 	step := func(d time.Duration) {
 		time.Sleep(d)
 		synctest.Wait()
