@@ -59,8 +59,8 @@ func (r *Record) pool(name string) (events.PoolPolicy, bool) {
 	return events.PoolPolicy{}, false
 }
 
-// observe is a fold in the core's words, in the order of the keys.
-func observe(cluster string, f *events.Fold) scaling.Observation {
+// Observe is a fold in the core's words, in the order of the keys.
+func Observe(cluster string, f *events.Fold) scaling.Observation {
 	o := scaling.Observation{Cluster: cluster, Known: true, CapturedAt: f.CapturedAt, Freshness: maps.Clone(f.Freshness)}
 	for _, n := range sorted(f.Nodes()) {
 		o.Nodes = append(o.Nodes, scaling.Node{

@@ -141,7 +141,7 @@ func (v *view) observation(cluster string, rec Record) scaling.Observation {
 		return scaling.Observation{Cluster: cluster, Problem: rec.Stale}
 	}
 	if v.observedFor != v.last || !v.observed.Known {
-		v.observed, v.observedFor = observe(cluster, v.fold), v.last
+		v.observed, v.observedFor = Observe(cluster, v.fold), v.last
 	}
 	return v.observed
 }

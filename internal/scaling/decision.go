@@ -11,6 +11,10 @@ type Result struct {
 	Drains    []Order    `json:"drains,omitempty"`
 	Cancels   []Order    `json:"cancels,omitempty"`
 	Pools     []PoolSize `json:"pools,omitempty"`
+	// Placements are where the simulation put the pods that wait, in its order:
+	// each is possible once those before it have come to pass. They explain the
+	// decisions and bind nobody; the scheduler may choose otherwise.
+	Placements []Placement `json:"-"`
 	// PendingPods counts the pods that wait for a node, those that no node of
 	// ours could help included.
 	PendingPods int `json:"pending_pods"`
@@ -19,6 +23,9 @@ type Result struct {
 	// else, though no fact arrived. Zero: nothing does.
 	NextAt time.Time `json:"next_at,omitzero"`
 }
+
+// Placement is a pending pod on a node that exists or is to come.
+type Placement struct{ Pod, Node string }
 
 // PoolSize is how large a pool is after the evaluation.
 type PoolSize struct {

@@ -27,6 +27,7 @@ type evaluation struct {
 	claims  []Claim
 	drains  []Order
 	cancels []Order
+	placed  []Placement
 	pending int
 	unready *Guard // too many nodes are unready
 }

@@ -26,7 +26,7 @@ func rank(code string) int {
 // conclude turns what was gathered into one decision a pool.
 func (e *evaluation) conclude() Result {
 	pools := map[string]PoolState{}
-	res := Result{Claims: e.claims, Drains: e.drains, Cancels: e.cancels, PendingPods: e.pending}
+	res := Result{Claims: e.claims, Drains: e.drains, Cancels: e.cancels, PendingPods: e.pending, Placements: e.placed}
 	for _, p := range e.pools {
 		if !p.known && len(p.answered)+len(p.deferred) == 0 && len(p.restored) == 0 {
 			continue

@@ -161,6 +161,7 @@ func (e *evaluation) fillGroup(g *group, nodes []*simNode) int {
 	before := len(g.pods)
 	e.world.distribute(g.class, nodes, len(g.pods), func(n *simNode) {
 		n.coming = append(n.coming, g.pods[0])
+		e.placed = append(e.placed, Placement{Pod: g.pods[0].Ref(), Node: n.name})
 		g.pods = g.pods[1:]
 	})
 	g.marked = min(g.marked, len(g.pods))
