@@ -43,10 +43,11 @@ func (w *world) newTemplate(cluster string, p Pool) *simNode {
 }
 
 // learnedLabels are set by the kubelet, not by the pool: a new node will carry
-// what its siblings carry.
+// what its siblings carry. Zone and region are not among them: they say where
+// the machine is, and nodes that are elsewhere say nothing of that.
 var learnedLabels = []string{
 	corev1.LabelOSStable, corev1.LabelArchStable, "beta.kubernetes.io/os", "beta.kubernetes.io/arch",
-	corev1.LabelInstanceTypeStable, corev1.LabelTopologyRegion, corev1.LabelTopologyZone,
+	corev1.LabelInstanceTypeStable,
 }
 
 // living are the Ready nodes of ours in the pool.

@@ -57,3 +57,35 @@ func TestATemplateLearnsFromTheLivingNodesWhatThePolicyDoesNotSay(t *testing.T) 
 		})
 	}
 }
+
+// The kubelet says what system a node runs; in which zone it is only whoever
+// makes the nodes knows.
+func TestATemplateDoesNotGuessItsZone(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct {
+		name string
+		edit func(s *setup)
+	}{
+		{"from nodes of others", func(s *setup) { s.foreign("srv", 0).Labels[zone] = "z1" }},
+		{"from the newest of its nodes", func(s *setup) {
+			s.node("a", "a-1")
+			s.node("a", "a-2")
+			s.nodeOf("a-1").Labels[zone], s.nodeOf("a-2").Labels[zone] = "z2", "z1"
+			s.nodeOf("a-1").Allocatable.CPUMilli, s.nodeOf("a-2").Allocatable.CPUMilli = 1000, 1000
+			s.class("full", 1000)
+			s.pods("full", "a-1", 1)
+			s.pods("full", "a-2", 1)
+		}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			s := newSetup(t)
+			c.edit(s)
+			s.class("web", 500).NodeSelector = map[string]string{zone: "z1"}
+			s.pods("web", "", 1)
+			r := s.evaluate()
+			require.Empty(t, r.Claims)
+			require.NotNil(t, rejects(only(t, r), "pod ns/web-"+map[string]string{"from nodes of others": "000", "from the newest of its nodes": "002"}[c.name], "NodeSelector"))
+		})
+	}
+}
