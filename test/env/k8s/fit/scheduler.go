@@ -107,14 +107,21 @@ type filtered struct {
 	feasible []fwk.NodeInfo
 	statuses *framework.NodeToStatus
 	fate     fate
+	gated    bool // the scheduler does not even look at it
 }
 
 // filter looks which of the nodes (nil: all) would take the pod now.
 func (s *scheduler) filter(ctx context.Context, pod *corev1.Pod, only func(node string) bool) (filtered, error) {
 	f := filtered{state: framework.NewCycleState(), statuses: framework.NewDefaultNodeToStatus()}
+	if pod.Spec.SchedulerName != s.framework.ProfileName() {
+		f.refused(fwk.NewStatus(fwk.UnschedulableAndUnresolvable, "the pod is left to "+pod.Spec.SchedulerName).WithPlugin("SchedulerName"))
+		f.gated = true
+		return f, nil
+	}
 	for _, p := range s.framework.PreEnqueuePlugins() {
 		if st := p.PreEnqueue(ctx, pod); !st.IsSuccess() {
 			f.refused(st)
+			f.gated = true
 			return f, nil
 		}
 	}
@@ -197,6 +204,9 @@ func (s *scheduler) place(ctx context.Context, pod *corev1.Pod, node string) (fa
 
 // preempt has the pod push others off a node; nil when it can't.
 func (s *scheduler) preempt(ctx context.Context, pod *corev1.Pod, f filtered) ([]string, error) {
+	if f.gated {
+		return nil, nil
+	}
 	for _, name := range slices.Sorted(maps.Keys(s.nodes)) {
 		if f.statuses.Get(name) == nil {
 			f.statuses.Set(name, fwk.NewStatus(fwk.UnschedulableAndUnresolvable, "not asked"))
