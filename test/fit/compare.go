@@ -36,9 +36,21 @@ type Outcome struct {
 	Plugins map[string]bool
 }
 
+// Settle returns the case as the autoscaler meets it: what the scheduler can
+// place without a new node is placed.
+func Settle(s *Scheduler, c *Case) (*Case, error) {
+	c = c.Clone()
+	var out Outcome
+	out.Plugins = map[string]bool{}
+	if err := run(s, c, c.Queue(), &out); err != nil {
+		return nil, err
+	}
+	return c, nil
+}
+
 // Compare has the simulation decide with what it knows of the case, gives the
 // nodes to the scheduler, and looks again for as long as nodes come. know
-// returns the case as the simulation sees it.
+// returns the case as the simulation sees it. The case is changed.
 func Compare(s *Scheduler, c *Case, know func(*Case) *Case) (Outcome, error) {
 	out := Outcome{Pods: len(c.Waiting()), Plugins: map[string]bool{}}
 	packed, err := pack(s, c)
@@ -46,7 +58,6 @@ func Compare(s *Scheduler, c *Case, know func(*Case) *Case) (Outcome, error) {
 		return out, fmt.Errorf("first fit: %w", err)
 	}
 	out.Packed = packed
-	c = c.Clone()
 	promised := map[string]bool{}
 	for out.Rounds = 0; out.Rounds < maxRounds; out.Rounds++ {
 		res, err := Decide(know(c), out.Rounds)
@@ -61,6 +72,12 @@ func Compare(s *Scheduler, c *Case, know func(*Case) *Case) (Outcome, error) {
 			c.Records = append(c.Records, Record(claim.Pool, claim.Node, claim.ID))
 		}
 		out.Nodes += len(res.Claims)
+		// Until the nodes are there, the nominated pods have got their room.
+		for _, p := range c.Pods {
+			if n := p.Status.NominatedNodeName; n != "" && p.Spec.NodeName == "" {
+				bind(p, n)
+			}
+		}
 		// The pods of DaemonSets come with the node.
 		if err := run(s, c, c.pending(ofDaemonSet), &out); err != nil {
 			return out, err
@@ -106,8 +123,7 @@ func run(s *Scheduler, c *Case, pods []string, out *Outcome) error {
 			if f.Node == "" {
 				left = append(left, pods[i])
 			} else {
-				p := c.pod(pods[i])
-				p.Spec.NodeName, p.Status.Phase, p.Status.Conditions = f.Node, corev1.PodRunning, nil
+				bind(c.pod(pods[i]), f.Node)
 			}
 		}
 		if len(left) == len(pods) {
@@ -116,6 +132,10 @@ func run(s *Scheduler, c *Case, pods []string, out *Outcome) error {
 		pods = slices.DeleteFunc(left, func(ref string) bool { return c.pod(ref) == nil })
 	}
 	return nil
+}
+
+func bind(p *corev1.Pod, node string) {
+	p.Spec.NodeName, p.Status.Phase, p.Status.Conditions, p.Status.NominatedNodeName = node, corev1.PodRunning, nil, ""
 }
 
 func (c *Case) evict(refs []string) {
