@@ -10,26 +10,37 @@ import (
 func (w *world) expendable(c *PodClass) bool { return c.Priority < w.expendableBelow }
 
 // occupy takes the room of a pod of the class on the node, and vacate gives it
-// back. Expendable pods take none: the scheduler pushes them off for others.
-func (w *world) occupy(c *PodClass, n *simNode) { w.hold(c, n, 1) }
-func (w *world) vacate(c *PodClass, n *simNode) { w.hold(c, n, -1) }
+// back. What expendable pods hold is kept apart: see takes.
+func (w *world) occupy(c *PodClass, n *simNode) { w.hold(c, n, 1, false) }
+func (w *world) vacate(c *PodClass, n *simNode) { w.hold(c, n, -1, false) }
 
-func (w *world) hold(c *PodClass, n *simNode, by int) {
+func (w *world) hold(c *PodClass, n *simNode, by int, deleting bool) {
 	if w.expendable(c) {
 		n.expendable.apply(c.Requests, int64(by))
-		return
-	}
-	n.free.apply(c.Requests, -int64(by))
-	for _, p := range c.HostPorts {
 		if by > 0 {
-			n.ports = append(n.ports, p)
-		} else if i := slices.Index(n.ports, p); i >= 0 {
-			n.ports = slices.Delete(n.ports, i, i+1)
+			n.lowly = append(n.lowly, lowly{c, deleting})
+		} else if i := slices.Index(n.lowly, lowly{c, deleting}); i >= 0 {
+			n.lowly = slices.Delete(n.lowly, i, i+1)
+		}
+	} else {
+		n.free.apply(c.Requests, -int64(by))
+		for _, p := range c.HostPorts {
+			if by > 0 {
+				n.ports = append(n.ports, p)
+			} else if i := slices.Index(n.ports, p); i >= 0 {
+				n.ports = slices.Delete(n.ports, i, i+1)
+			}
 		}
 	}
 	if n.attached {
-		w.topology.count(c, n, by, false)
+		w.topology.count(c, n, by, deleting)
 	}
+}
+
+// lowly is an expendable pod that is on a node.
+type lowly struct {
+	class    *PodClass
+	deleting bool
 }
 
 // distribute puts up to n pods of a class on nodes, first fit, calls put for
@@ -43,7 +54,7 @@ func (w *world) distribute(c *PodClass, nodes []*simNode, n int, put func(*simNo
 		for _, node := range nodes {
 			for left > 0 && !node.leaves && w.admits(c, node) {
 				put(node)
-				w.occupy(c, node)
+				w.take(c, node)
 				left--
 				moved = true
 			}
@@ -59,20 +70,76 @@ func (w *world) distribute(c *PodClass, nodes []*simNode, n int, put func(*simNo
 	return n - left
 }
 
-// room names the resource that the node lacks for a pod of the class, or "".
+// room names the resource that the node lacks for a pod of the class, or "",
+// whatever has to give way.
 func (w *world) room(c *PodClass, n *simNode) string {
 	if !c.NeverPreempts {
 		return c.Requests.lacks(n.free)
 	}
+	return c.Requests.lacks(n.unused())
+}
+
+// unused is what neither expendable nor other pods hold.
+func (n *simNode) unused() Resources {
+	if len(n.lowly) == 0 {
+		return n.free
+	}
 	free := n.free.clone()
 	free.sub(n.expendable)
-	return c.Requests.lacks(free)
+	return free
 }
 
 // admits reports whether the scheduler could put a pod of the class on the
 // node as it is in the simulation.
 func (w *world) admits(c *PodClass, n *simNode) bool {
-	return w.room(c, n) == "" && w.allowed(c, n) && w.refusal(c, n).why == admitted
+	return w.room(c, n) == "" && w.allowed(c, n) && (w.takes(c, n) || w.pushes(c, n))
+}
+
+// takes reports whether the node has a place for a pod of the class beside all
+// that is on it, expendable pods included.
+func (w *world) takes(c *PodClass, n *simNode) bool {
+	return c.Requests.lacks(n.unused()) == "" && w.refusal(c, n).why == admitted
+}
+
+// pushes reports whether there is one when the expendable pods of the node are
+// gone: as in the scheduler's preemption, they still count everywhere else, and
+// a pod that goes where they are does not push them off.
+func (w *world) pushes(c *PodClass, n *simNode) bool {
+	if c.NeverPreempts || len(n.lowly) == 0 {
+		return false
+	}
+	gone := w.pushOff(n)
+	defer w.putBack(n, gone)
+	return w.takes(c, n)
+}
+
+// take puts a pod of the class on a node that admits it, and returns the
+// expendable pods that it pushes off.
+func (w *world) take(c *PodClass, n *simNode) (gone []lowly) {
+	if !w.takes(c, n) {
+		gone = w.pushOff(n)
+	}
+	w.occupy(c, n)
+	return gone
+}
+
+// pushOff takes the expendable pods off the node, and putBack undoes it.
+func (w *world) pushOff(n *simNode) []lowly {
+	gone := slices.Clone(n.lowly)
+	for _, l := range gone {
+		w.hold(l.class, n, -1, l.deleting)
+	}
+	n.pushed = len(gone) > 0
+	return gone
+}
+
+func (w *world) putBack(n *simNode, gone []lowly) {
+	for _, l := range gone {
+		w.hold(l.class, n, 1, l.deleting)
+	}
+	if len(gone) > 0 {
+		n.pushed = false
+	}
 }
 
 type placement struct {
@@ -123,7 +190,8 @@ const (
 // InterPodAffinity and PodTopologySpread.
 func (w *world) refusal(c *PodClass, n *simNode) refusal {
 	for _, p := range c.HostPorts {
-		if slices.ContainsFunc(n.ports, p.conflicts) {
+		if slices.ContainsFunc(n.ports, p.conflicts) ||
+			slices.ContainsFunc(n.lowly, func(o lowly) bool { return slices.ContainsFunc(o.class.HostPorts, p.conflicts) }) {
 			return refusal{why: refusedPort, num: int(p.Port)}
 		}
 	}

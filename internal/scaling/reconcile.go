@@ -200,7 +200,7 @@ func (e *evaluation) beginning(n *simNode) {
 	t.daemons = slices.DeleteFunc(t.daemons, func(d *DaemonSet) bool { return d.on(n) })
 	for _, p := range t.pods {
 		if c, ok := e.world.classes[p.Class]; ok && p.OwnerKind != "DaemonSet" {
-			e.world.occupy(c, t)
+			e.world.hold(c, t, 1, p.Deleting)
 		}
 	}
 	e.world.nodes[n.name] = t

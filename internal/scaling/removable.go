@@ -156,6 +156,7 @@ func (e *evaluation) rehome(n *simNode, targets []*simNode) *leftover {
 	undo := func() {
 		for _, m := range slices.Backward(moved) {
 			e.world.vacate(m.class, m.to)
+			e.world.putBack(m.to, m.gone)
 			m.to.coming = m.to.coming[:len(m.to.coming)-1]
 		}
 		if was {
@@ -174,9 +175,9 @@ func (e *evaluation) rehome(n *simNode, targets []*simNode) *leftover {
 			if why == nil {
 				to := e.world.home(c, n, targets, from)
 				if to != nil {
-					e.world.occupy(c, to)
+					gone := e.world.take(c, to)
 					to.coming = append(to.coming, pod)
-					moved = append(moved, &move{c, to})
+					moved = append(moved, &move{c, to, gone})
 					continue
 				}
 				why = e.nowhere(c, n, targets)
@@ -199,10 +200,11 @@ func (e *evaluation) rehome(n *simNode, targets []*simNode) *leftover {
 	return nil
 }
 
-// move is a pod that found another place.
+// move is a pod that found another place, and the expendable ones that made it.
 type move struct {
 	class *PodClass
 	to    *simNode
+	gone  []lowly
 }
 
 // unmovable says why the simulation can't tell where the pod would go, or nil.

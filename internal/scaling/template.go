@@ -145,7 +145,7 @@ func (n *simNode) instance(name string, k kind) *simNode {
 	out := *n
 	out.name, out.kind, out.alloc, out.free = name, k, n.alloc.clone(), n.free.clone()
 	out.ports, out.daemons, out.trial, out.attached = slices.Clone(n.ports), slices.Clone(n.daemons), nil, false
-	out.template = n
+	out.lowly, out.expendable, out.template = slices.Clone(n.lowly), n.expendable.clone(), n
 	out.labels = maps.Clone(n.labels)
 	out.labels[corev1.LabelHostname] = name
 	return &out

@@ -165,13 +165,15 @@ func (w *world) countAll(n *simNode, by int) {
 	}
 	for _, pods := range [][]*Pod{n.pods, n.nominated, n.coming} {
 		for _, p := range pods {
-			if c, ok := w.classes[p.Class]; ok && !w.expendable(c) {
+			if c, ok := w.classes[p.Class]; ok && !(n.pushed && w.expendable(c)) {
 				w.topology.count(c, n, by, p.Deleting)
 			}
 		}
 	}
 	for _, d := range n.daemons {
-		w.topology.count(&d.Class, n, by, false)
+		if !(n.pushed && w.expendable(&d.Class)) {
+			w.topology.count(&d.Class, n, by, false)
+		}
 	}
 	for _, c := range n.trial {
 		w.topology.count(c, n, by, false)

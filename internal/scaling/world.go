@@ -41,6 +41,8 @@ type simNode struct {
 	trial      []*PodClass  // of pods that are put here to see whether they fit
 	ports      []HostPort   // taken
 	expendable Resources    // what pods hold that give way to any other
+	lowly      []lowly      // those pods
+	pushed     bool         // they have given way
 	startup    []corev1.Taint
 	template   *simNode // it is made of, nil: of none alone
 	attached   bool     // the index knows it
@@ -96,7 +98,7 @@ func newWorld(o Observation, s State, p Policy) *world {
 				n.nominated = append(n.nominated, p)
 			}
 			if c, ok := w.classes[p.Class]; ok {
-				w.occupy(c, n)
+				w.hold(c, n, 1, p.Deleting)
 			}
 		}
 	}
