@@ -21,9 +21,11 @@ const maxRounds = 6
 type Outcome struct {
 	Pods   int // that wait
 	Placed int // placements of the simulation, over all rounds
-	Nodes  int // that were added
-	Packed int // that first-fit-decreasing would have added
-	Rounds int
+	// Promised are the pods that the simulation put somewhere in some round.
+	Promised int
+	Nodes    int // that were added
+	Packed   int // that first-fit-decreasing would have added
+	Rounds   int
 	// Refused are placements that the scheduler would not make.
 	Refused []string
 	// Stranded are pods that the simulation put somewhere, and that wait still
@@ -97,7 +99,10 @@ func Compare(s *Scheduler, c *Case, know func(*Case) *Case) (Outcome, error) {
 				out.Refused = append(out.Refused, fmt.Sprintf("round %d: pod %s on node %s: %s", out.Rounds, pods[i], nodes[i], f.Reason))
 			}
 		}
-		if err := run(s, c, c.Queue(), &out); err != nil {
+		// The scheduler chooses among the nodes, but where pods keep each other
+		// away it is first come, first served.
+		queue := slices.DeleteFunc(c.Queue(), func(ref string) bool { return slices.Contains(pods, ref) })
+		if err := run(s, c, slices.Concat(pods, queue), &out); err != nil {
 			return out, err
 		}
 		if len(res.Claims) == 0 {
@@ -162,7 +167,7 @@ func judge(s *Scheduler, c *Case, promised map[string]bool, out *Outcome) error 
 			rejected = append(rejected, ref)
 		}
 	}
-	out.Rejected = len(rejected)
+	out.Promised, out.Rejected = len(promised), len(rejected)
 	templates := c.templates()
 	fates, err := s.Probe(c, rejected, templates)
 	if err != nil {
@@ -179,13 +184,10 @@ func judge(s *Scheduler, c *Case, promised map[string]bool, out *Outcome) error 
 	return nil
 }
 
-// templates are new nodes of the pools, the largest first, so that first fit
-// needs few.
+// templates are new nodes of the pools.
 func (c *Case) templates() []Template {
-	pools := slices.Clone(c.Pools)
-	slices.SortStableFunc(pools, func(a, b scaling.Pool) int { return cmp.Compare(b.Size.CPUMilli, a.Size.CPUMilli) })
 	var out []Template
-	for _, p := range pools {
+	for _, p := range c.Pools {
 		n := NewNode(p, p.Name+"-new", "")
 		t := Template{Name: p.Name, Node: n, Pods: c.DaemonPods(n)}
 		for _, d := range t.Pods {
@@ -238,6 +240,7 @@ func Answer(c *Case) (string, error) {
 func (o *Outcome) add(p Outcome) {
 	o.Pods += p.Pods
 	o.Placed += p.Placed
+	o.Promised += p.Promised
 	o.Nodes += p.Nodes
 	o.Packed += p.Packed
 	o.Rounds += p.Rounds

@@ -15,7 +15,9 @@ type Constraint struct {
 
 // Constraints are all that the fit simulation knows.
 var Constraints = []Constraint{
-	{"requests", eachPod(func(p *corev1.Pod) { p.Spec.Containers[0].Resources.Requests = without(p.Spec.Containers[0].Resources.Requests) }), 1},
+	{"requests", eachPod(func(p *corev1.Pod) {
+		p.Spec.Containers[0].Resources.Requests = without(p.Spec.Containers[0].Resources.Requests)
+	}), 1},
 	{"init containers", eachPod(func(p *corev1.Pod) { p.Spec.InitContainers = containers(p, true) }), 0.3},
 	{"sidecars", eachPod(func(p *corev1.Pod) { p.Spec.InitContainers = containers(p, false) }), 0.3},
 	{"overhead", eachPod(func(p *corev1.Pod) { p.Spec.Overhead = nil }), 0.3},

@@ -7,10 +7,12 @@ import (
 	"fmt"
 	"os"
 	"runtime"
+	"slices"
 	"strconv"
 	"sync"
 	"testing"
 
+	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 )
 
@@ -26,10 +28,12 @@ func TestMain(m *testing.M) {
 		os.Exit(1)
 	}
 	code := m.Run()
-	os.RemoveAll(dir)
+	_ = os.RemoveAll(dir)
 	os.Exit(code)
 }
 
+// number is a setting of the environment: FIT_SEED is the first seed, FIT_CASES
+// how many there are.
 func number(t *testing.T, name string, standard int) int {
 	v := os.Getenv(name)
 	if v == "" {
@@ -40,8 +44,9 @@ func number(t *testing.T, name string, standard int) int {
 	return n
 }
 
-// each runs the cases of n seeds from first on, on every core.
-func each(t *testing.T, first, n int, run func(s *Scheduler, seed uint64)) {
+// each runs the cases of n seeds from first on, as the autoscaler meets them, on
+// every core.
+func each(t *testing.T, first, n int, run func(s *Scheduler, c *Case) error) {
 	t.Helper()
 	seeds := make(chan uint64)
 	var wg sync.WaitGroup
@@ -49,9 +54,13 @@ func each(t *testing.T, first, n int, run func(s *Scheduler, seed uint64)) {
 		s, err := StartScheduler(program)
 		require.NoError(t, err)
 		wg.Go(func() {
-			defer s.Close()
+			defer func() { assert.NoError(t, s.Close()) }()
 			for seed := range seeds {
-				run(s, seed)
+				c, err := Settle(s, Generate(seed))
+				if err == nil {
+					err = run(s, c)
+				}
+				assert.NoError(t, err, "seed %d", seed)
 			}
 		})
 	}
@@ -62,37 +71,80 @@ func each(t *testing.T, first, n int, run func(s *Scheduler, seed uint64)) {
 	wg.Wait()
 }
 
-func asIs(c *Case) *Case { return c }
+// share is part of all, in percent.
+func share(part, all int) float64 { return 100 * float64(part) / float64(max(all, 1)) }
 
 func TestTheSchedulerDoesWhatTheSimulationSays(t *testing.T) {
 	first, n := number(t, "FIT_SEED", 1), number(t, "FIT_CASES", 2000)
 	var mu sync.Mutex
 	var sum Outcome
-	sum.Plugins = map[string]bool{}
-	plugins := map[string]int{}
-	each(t, first, n, func(s *Scheduler, seed uint64) {
-		c, err := Settle(s, Generate(seed))
-		var o Outcome
-		if err == nil {
-			o, err = Compare(s, c, asIs)
+	decided := map[string]int{}
+	each(t, first, n, func(s *Scheduler, c *Case) error {
+		// Before the nodes come: Compare changes the case.
+		var by []string
+		as, err := Answer(c)
+		if err != nil {
+			return err
+		}
+		for _, k := range Constraints {
+			without, err := Answer(k.Stripped(c))
+			if err != nil {
+				return err
+			}
+			if without != as {
+				by = append(by, k.Name)
+			}
+		}
+		o, err := Compare(s, c, func(c *Case) *Case { return c })
+		if err != nil {
+			return err
 		}
 		mu.Lock()
 		defer mu.Unlock()
-		if err != nil {
-			t.Errorf("seed %d: %v", seed, err)
-			return
-		}
 		sum.add(o)
-		for p := range o.Plugins {
-			plugins[p]++
+		for _, k := range by {
+			decided[k]++
 		}
-		for _, list := range [][]string{o.Refused, o.Stranded, o.Wrong} {
-			for _, what := range list {
-				t.Logf("seed %d: %s", seed, what)
-			}
+		for _, what := range slices.Concat(o.Refused, o.Stranded, o.Wrong) {
+			t.Logf("seed %d: %s", c.Seed, what)
 		}
+		return nil
 	})
-	t.Logf("seeds %d to %d: %d pods, %d placements, %d refused; %d stranded; %d rejected, %d of them wrongly; %d nodes, first-fit-decreasing %d; rounds %d",
-		first, first+n-1, sum.Pods, sum.Placed, len(sum.Refused), len(sum.Stranded), sum.Rejected, len(sum.Wrong), sum.Nodes, sum.Packed, sum.Rounds)
-	t.Log(plugins)
+	t.Logf("seeds %d to %d: %d pods wait, %d promised a place, %d placements of which the scheduler refuses %d (%.2f %%), %d pods stranded (%.2f %%)",
+		first, first+n-1, sum.Pods, sum.Promised, sum.Placed, len(sum.Refused), share(len(sum.Refused), sum.Placed), len(sum.Stranded), share(len(sum.Stranded), sum.Promised))
+	t.Logf("%d pods can't fit, %d of them could (%.2f %%); %d nodes added, first-fit-decreasing adds %d", sum.Rejected, len(sum.Wrong), share(len(sum.Wrong), sum.Rejected), sum.Nodes, sum.Packed)
+	for _, k := range Constraints {
+		t.Logf("decides %4.1f %% of the cases: %s", share(decided[k.Name], n), k.Name)
+		if n >= 500 { // below, chance has its way
+			assert.GreaterOrEqual(t, share(decided[k.Name], n), 5.0, k.Name)
+		}
+	}
+	assert.Less(t, share(len(sum.Refused), sum.Placed), 0.1, "placements that the scheduler refuses")
+	assert.Less(t, share(len(sum.Stranded), sum.Promised), 0.1, "pods that were promised a place and have none")
+	assert.LessOrEqual(t, share(len(sum.Wrong), sum.Rejected), 1.0, "pods that are said not to fit and would")
+	assert.LessOrEqual(t, sum.Nodes, sum.Packed, "nodes")
+	require.Positive(t, sum.Rejected)
+	require.Greater(t, sum.Promised, n)
+}
+
+// A simulation that did not know one of the constraints would be found out.
+func TestASimulationThatIgnoresAConstraintIsCaught(t *testing.T) {
+	first, n := number(t, "FIT_SEED", 1), min(number(t, "FIT_CASES", 2000), 150)
+	for _, k := range Constraints {
+		t.Run(k.Name, func(t *testing.T) {
+			var mu sync.Mutex
+			var sum Outcome
+			each(t, first, n, func(s *Scheduler, c *Case) error {
+				o, err := Compare(s, c, k.Stripped)
+				mu.Lock()
+				defer mu.Unlock()
+				sum.add(o)
+				return err
+			})
+			t.Logf("%d placements, %d refused (%.2f %%); %d pods promised, %d stranded (%.2f %%); %d of %d can't fit wrongly", sum.Placed, len(sum.Refused), share(len(sum.Refused), sum.Placed),
+				sum.Promised, len(sum.Stranded), share(len(sum.Stranded), sum.Promised), len(sum.Wrong), sum.Rejected)
+			caught := share(len(sum.Refused), sum.Placed) >= 0.5 || share(len(sum.Stranded), sum.Promised) >= 0.5 || share(len(sum.Wrong), sum.Rejected) > 1
+			require.True(t, caught, "nobody noticed")
+		})
+	}
 }

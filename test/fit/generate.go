@@ -62,13 +62,15 @@ func (g *generator) some(constraint string, p float64) bool { return g.has[const
 
 func (g *generator) between(low, high int) int { return low + g.IntN(high-low+1) }
 
+// pools are of one size in a case: otherwise how many nodes it takes would say
+// nothing.
 func (g *generator) pools() {
+	size := scaling.Resources{CPUMilli: 4000, MemoryBytes: 8 * gi}
+	if g.chance(0.3) {
+		size = scaling.Resources{CPUMilli: 2000, MemoryBytes: 4 * gi}
+	}
 	for i := range g.between(1, 3) {
-		p := scaling.Pool{Name: fmt.Sprintf("pool-%d", i), Provider: "p", Max: 40,
-			Size: scaling.Resources{CPUMilli: 4000, MemoryBytes: 8 * gi}, Labels: map[string]string{}}
-		if g.chance(0.3) {
-			p.Size.CPUMilli, p.Size.MemoryBytes = 2000, 4*gi
-		}
+		p := scaling.Pool{Name: fmt.Sprintf("pool-%d", i), Provider: "p", Max: 40, Size: size, Labels: map[string]string{}}
 		if g.chance(0.85) {
 			p.Labels[corev1.LabelTopologyZone] = pick(g, zones...)
 		}
