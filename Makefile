@@ -22,7 +22,7 @@ demo: ## Watch the main job on a simulated world, about a minute; needs nothing 
 	go run -ldflags '$(LDFLAGS)' ./cmd/k3s-autoscaler demo
 
 .PHONY: test
-test: unit race chaos env-test e2e ## Everything that CI runs: unit tests with coverage, the race detector, faults on real processes, end-to-end
+test: unit race chaos env-test fit e2e ## Everything that CI runs: unit tests with coverage, the race detector, faults on real processes, end-to-end
 
 .PHONY: unit
 unit: ## Unit tests and coverage; needs no daemon
@@ -65,6 +65,11 @@ e2e-k3s: ## The same against the true rancher/k3s, where its image can be pulled
 env-test: ## Unit tests of the test environment's own modules
 	cd test/env/runcshim && GOWORK=off go test ./...
 	cd test/env/k8s && GOWORK=off CGO_ENABLED=0 go test ./agent/...
+
+.PHONY: fit
+fit: ## The fit simulation against the scheduler's own framework on 2,000 random clusters; FIT_SEED and FIT_CASES choose others
+	@echo "== fit simulation against kube-scheduler's framework (the first build takes minutes)"
+	go test -tags fit -count=1 -timeout 30m -v ./test/fit
 
 .PHONY: soak
 soak: ## Repeat what depends on chance, with a report in docs/soak.md: schedules of faults, properties of decisions and snapshots

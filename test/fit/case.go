@@ -34,6 +34,7 @@ const (
 // Case is a cluster with pods that wait, and the pools that may grow.
 type Case struct {
 	Seed           uint64
+	Has            map[string]bool // by name, the constraints that it may have
 	Nodes          []*corev1.Node
 	Pods           []*corev1.Pod
 	DaemonSets     []*appsv1.DaemonSet

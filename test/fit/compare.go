@@ -19,32 +19,32 @@ const maxRounds = 6
 
 // Outcome is how far the simulation and the scheduler agree on a case.
 type Outcome struct {
-	Pods   int // that wait
-	Placed int // placements of the simulation, over all rounds
-	// Promised are the pods that the simulation put somewhere in some round.
-	Promised int
+	Pods     int // that wait
+	Placed   int // placements of the simulation, over all rounds
+	Promised int // pods that it put somewhere in some round
 	Nodes    int // that were added
+	First    int // those of them that were added at once
 	Packed   int // that first-fit-decreasing would have added
+	Fitted   int // pods that it has a place for then
 	Rounds   int
 	// Refused are placements that the scheduler would not make.
 	Refused []string
+	// Unasked are pods that the simulation put somewhere though nobody wants a
+	// node for them: they are gated, expendable, or left to others.
+	Unasked []string
 	// Stranded are pods that the simulation put somewhere, and that wait still
 	// after all rounds.
 	Stranded []string
 	Rejected int // pods that the simulation has no place for at the end
 	// Wrong are those of them that a node of some pool would take.
 	Wrong []string
-	// Plugins are those of the scheduler that refused a pod on some node.
-	Plugins map[string]bool
 }
 
 // Settle returns the case as the autoscaler meets it: what the scheduler can
 // place without a new node is placed.
 func Settle(s *Scheduler, c *Case) (*Case, error) {
 	c = c.Clone()
-	var out Outcome
-	out.Plugins = map[string]bool{}
-	if err := run(s, c, c.Queue(), &out); err != nil {
+	if err := run(s, c, c.Queue()); err != nil {
 		return nil, err
 	}
 	return c, nil
@@ -54,18 +54,19 @@ func Settle(s *Scheduler, c *Case) (*Case, error) {
 // nodes to the scheduler, and looks again for as long as nodes come. know
 // returns the case as the simulation sees it. The case is changed.
 func Compare(s *Scheduler, c *Case, know func(*Case) *Case) (Outcome, error) {
-	out := Outcome{Pods: len(c.Waiting()), Plugins: map[string]bool{}}
-	packed, err := pack(s, c)
+	out := Outcome{Pods: len(c.Waiting())}
+	packed, fitted, err := pack(s, c)
 	if err != nil {
 		return out, fmt.Errorf("first fit: %w", err)
 	}
-	out.Packed = packed
+	out.Packed, out.Fitted = packed, fitted
 	promised := map[string]bool{}
 	for out.Rounds = 0; out.Rounds < maxRounds; out.Rounds++ {
 		res, err := Decide(know(c), out.Rounds)
 		if err != nil {
 			return out, fmt.Errorf("decide: %w", err)
 		}
+		waiting := c.Waiting()
 		for _, claim := range res.Claims {
 			i := slices.IndexFunc(c.Pools, func(p scaling.Pool) bool { return p.Name == claim.Pool })
 			n := NewNode(c.Pools[i], claim.Node, claim.ID)
@@ -74,6 +75,9 @@ func Compare(s *Scheduler, c *Case, know func(*Case) *Case) (Outcome, error) {
 			c.Records = append(c.Records, Record(claim.Pool, claim.Node, claim.ID))
 		}
 		out.Nodes += len(res.Claims)
+		if out.Rounds == 0 {
+			out.First = len(res.Claims)
+		}
 		// Until the nodes are there, the nominated pods have got their room.
 		for _, p := range c.Pods {
 			if n := p.Status.NominatedNodeName; n != "" && p.Spec.NodeName == "" {
@@ -81,12 +85,15 @@ func Compare(s *Scheduler, c *Case, know func(*Case) *Case) (Outcome, error) {
 			}
 		}
 		// The pods of DaemonSets come with the node.
-		if err := run(s, c, c.pending(ofDaemonSet), &out); err != nil {
+		if err := run(s, c, c.pending(ofDaemonSet)); err != nil {
 			return out, err
 		}
 		var pods, nodes []string
 		for _, p := range res.Placements {
 			promised[p.Pod] = true
+			if !slices.Contains(waiting, p.Pod) {
+				out.Unasked = append(out.Unasked, fmt.Sprintf("round %d: pod %s waits for no node", out.Rounds, p.Pod))
+			}
 			pods, nodes = append(pods, p.Pod), append(nodes, p.Node)
 		}
 		fates, err := s.Place(c, pods, nodes)
@@ -102,7 +109,7 @@ func Compare(s *Scheduler, c *Case, know func(*Case) *Case) (Outcome, error) {
 		// The scheduler chooses among the nodes, but where pods keep each other
 		// away it is first come, first served.
 		queue := slices.DeleteFunc(c.Queue(), func(ref string) bool { return slices.Contains(pods, ref) })
-		if err := run(s, c, slices.Concat(pods, queue), &out); err != nil {
+		if err := run(s, c, slices.Concat(pods, queue)); err != nil {
 			return out, err
 		}
 		if len(res.Claims) == 0 {
@@ -113,7 +120,7 @@ func Compare(s *Scheduler, c *Case, know func(*Case) *Case) (Outcome, error) {
 }
 
 // run has the scheduler try the pods until nothing moves any more.
-func run(s *Scheduler, c *Case, pods []string, out *Outcome) error {
+func run(s *Scheduler, c *Case, pods []string) error {
 	for len(pods) > 0 {
 		fates, err := s.Schedule(c, pods)
 		if err != nil {
@@ -121,9 +128,6 @@ func run(s *Scheduler, c *Case, pods []string, out *Outcome) error {
 		}
 		var left []string
 		for i, f := range fates {
-			for _, p := range f.Plugins {
-				out.Plugins[p] = true
-			}
 			c.evict(f.Evicted)
 			if f.Node == "" {
 				left = append(left, pods[i])
@@ -200,15 +204,21 @@ func (c *Case) templates() []Template {
 
 // pack is how many nodes first-fit-decreasing by dominant resource adds, with
 // the scheduler's filters for what fits.
-func pack(s *Scheduler, c *Case) (int, error) {
+func pack(s *Scheduler, c *Case) (nodes, placedPods int, err error) {
 	share := func(ref string) float64 {
 		r := resource.PodRequests(c.pod(ref), resource.PodResourcesOptions{})
 		return max(float64(r.Cpu().MilliValue())/4000, float64(r.Memory().Value())/(8*gi))
 	}
 	pods := c.Waiting()
 	slices.SortStableFunc(pods, func(a, b string) int { return cmp.Compare(share(b), share(a)) })
-	_, n, err := s.Pack(c, append(c.pending(ofDaemonSet), pods...), c.templates())
-	return n, err
+	fates, n, err := s.Pack(c, append(c.pending(ofDaemonSet), pods...), c.templates())
+	placed := 0
+	for _, f := range fates[len(fates)-len(pods):] {
+		if f.Node != "" {
+			placed++
+		}
+	}
+	return n, placed, err
 }
 
 // Answer is what the simulation says of a case, for a look at whether a
@@ -243,9 +253,12 @@ func (o *Outcome) add(p Outcome) {
 	o.Promised += p.Promised
 	o.Nodes += p.Nodes
 	o.Packed += p.Packed
+	o.Fitted += p.Fitted
+	o.First += p.First
 	o.Rounds += p.Rounds
 	o.Rejected += p.Rejected
 	o.Refused = append(o.Refused, p.Refused...)
+	o.Unasked = append(o.Unasked, p.Unasked...)
 	o.Stranded = append(o.Stranded, p.Stranded...)
 	o.Wrong = append(o.Wrong, p.Wrong...)
 }

@@ -77,16 +77,16 @@ var Constraints = []Constraint{
 		for i := range c.Pools {
 			c.Pools[i].Size.Pods = 110
 		}
-	}, 0.25},
+	}, 0.5},
 	{"DaemonSets", func(c *Case) { c.DaemonSets = nil }, 0.35},
-	{"scheduling gates", eachPod(func(p *corev1.Pod) { p.Spec.SchedulingGates = nil }), 0.2},
+	{"scheduling gates", eachPod(func(p *corev1.Pod) { p.Spec.SchedulingGates = nil }), 0.3},
 	{"other schedulers", eachPod(func(p *corev1.Pod) { p.Spec.SchedulerName = corev1.DefaultSchedulerName }), 0.2},
 	{"nominated nodes", eachPod(func(p *corev1.Pod) {
 		if p.Status.NominatedNodeName != "" {
 			p.Status.Phase = corev1.PodSucceeded // nobody makes room for it
 		}
 	}), 0.35},
-	{"expendable pods", eachPod(func(p *corev1.Pod) { p.Spec.Priority = new(int32(0)) }), 0.4},
+	{"expendable pods", eachPod(func(p *corev1.Pod) { p.Spec.Priority = new(int32(0)) }), 0.55},
 }
 
 // eachPod applies to the pods of DaemonSets yet to come as well.

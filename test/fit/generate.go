@@ -45,6 +45,7 @@ func Generate(seed uint64) *Case {
 		g.c.Namespaces = append(g.c.Namespaces, &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: n, UID: types.UID(n),
 			Labels: map[string]string{corev1.LabelMetadataName: n, "kind": n}}})
 	}
+	g.c.Has = g.has
 	g.pools()
 	g.nodes()
 	g.daemonSets()
@@ -87,7 +88,7 @@ func (g *generator) pools() {
 			p.Size.Extended = map[string]int64{gpu: int64(g.between(1, 4))}
 		}
 		if g.some("max pods", 0.8) {
-			p.Size.Pods = int64(g.between(2, 6))
+			p.Size.Pods = int64(g.between(2, 5))
 		}
 		if g.some("taints", 0.5) {
 			p.Taints = append(p.Taints, g.taint())
