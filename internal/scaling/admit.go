@@ -55,6 +55,9 @@ func (w *world) distribute(c *PodClass, nodes []*simNode, n int, put func(*simNo
 			for left > 0 && !node.leaves && w.admits(c, node) {
 				put(node)
 				w.take(c, node)
+				if node.kind != kindReady {
+					c.rules.promise(c, node)
+				}
 				left--
 				moved = true
 			}
@@ -283,6 +286,10 @@ func (e *evaluation) newNode(p *poolRun, c *PodClass) *misfit {
 		return m
 	}
 	trial := p.template.instance(p.Name+"-new", kindNew)
+	if e.upsets(p, c, trial) {
+		return &misfit{code: "UpsetsSpread", message: "a new node would upset the topology spread of pods that are not on their nodes yet and can't use it",
+			fix: "wait until they are, or relax their topology spread"}
+	}
 	e.world.attach(trial)
 	defer e.world.detach(trial)
 	return e.world.refusal(c, trial).misfit()

@@ -64,6 +64,8 @@ func (e *evaluation) estimate(p *poolRun, groups []*group) option {
 	var nodes []*simNode
 	var used Resources
 	left := map[*group]int{}
+	was := e.world.topology.promises()
+	defer e.world.topology.restorePromises(was)
 	put := func(g *group, on []*simNode) int {
 		n := e.world.distribute(g.class, on, left[g], func(n *simNode) { n.trial = append(n.trial, g.class) })
 		left[g] -= n
@@ -77,6 +79,9 @@ func (e *evaluation) estimate(p *poolRun, groups []*group) option {
 		put(g, nodes)
 		for left[g] > 0 && len(nodes) < p.slots() && e.onTemplate(p, g.class) == nil {
 			n := p.template.instance(fmt.Sprintf("%s-new-%d", p.Name, len(nodes)), kindNew)
+			if e.upsets(p, g.class, n) {
+				break
+			}
 			e.world.attach(n)
 			if put(g, []*simNode{n}) == 0 {
 				e.world.detach(n)

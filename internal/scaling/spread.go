@@ -30,6 +30,9 @@ type spread struct {
 	domains map[string]*domain
 	levels  map[int]int // how many domains have so many pods
 	lowest  int
+	// promised are the classes with pods that were put on nodes to come, and how
+	// many pods each domain must have then; see upsets.
+	promised map[*PodClass]int
 }
 
 type domain struct{ nodes, pods int }
