@@ -18,7 +18,7 @@ import (
 
 // Kinds of question.
 const (
-	kindPlace    = "place"    // put each pod on the node that is named for it
+	kindPlace    = "place"    // put each pod on the node that is named for it, in whatever order it takes
 	kindSchedule = "schedule" // put the pods where the scheduler would, one after the other
 	kindProbe    = "probe"    // could each pod go on a node of each template, alone?
 	kindPack     = "pack"     // first fit, with new nodes of the templates as needed
@@ -157,6 +157,9 @@ func (q question) answer() (answer, error) {
 		default:
 			return answer{}, fmt.Errorf("kind is %q, expected one of place, schedule, probe, pack", q.Kind)
 		}
+	}
+	if q.Kind == kindPlace {
+		return a, s.retry(ctx, q, a.Fates)
 	}
 	return a, nil
 }

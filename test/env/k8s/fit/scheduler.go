@@ -202,6 +202,26 @@ func (s *scheduler) place(ctx context.Context, pod *corev1.Pod, node string) (fa
 	return fate{Node: node, Evicted: f.fate.Evicted}, s.bind(ctx, f.state, pod, node)
 }
 
+// retry tries the pods that were refused again, as the scheduler does whenever
+// others have been placed, until nothing moves any more.
+func (s *scheduler) retry(ctx context.Context, q question, fates []fate) error {
+	for moved := true; moved; {
+		moved = false
+		for i, ref := range q.Pods {
+			if fates[i].Node != "" || s.pods[ref] == nil {
+				continue
+			}
+			f, err := s.place(ctx, s.pods[ref], q.Nodes[i])
+			if err != nil {
+				return err
+			}
+			fates[i] = f
+			moved = moved || f.Node != ""
+		}
+	}
+	return nil
+}
+
 // preempt has the pod push others off a node; nil when it can't.
 func (s *scheduler) preempt(ctx context.Context, pod *corev1.Pod, f filtered) ([]string, error) {
 	if f.gated {
