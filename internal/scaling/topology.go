@@ -165,13 +165,13 @@ func (w *world) countAll(n *simNode, by int) {
 	}
 	for _, pods := range [][]*Pod{n.pods, n.nominated, n.coming} {
 		for _, p := range pods {
-			if c, ok := w.classes[p.Class]; ok && !(n.pushed && w.expendable(c)) {
+			if c, ok := w.classes[p.Class]; ok && (!n.pushed || !w.expendable(c)) {
 				w.topology.count(c, n, by, p.Deleting)
 			}
 		}
 	}
 	for _, d := range n.daemons {
-		if !(n.pushed && w.expendable(&d.Class)) {
+		if !n.pushed || !w.expendable(&d.Class) {
 			w.topology.count(&d.Class, n, by, false)
 		}
 	}

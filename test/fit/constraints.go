@@ -43,7 +43,7 @@ var Constraints = []Constraint{
 				cs[i].Ports = nil
 			}
 		}
-	}), 0.25},
+	}), 0.32},
 	{"pod affinity", eachPod(func(p *corev1.Pod) {
 		if p.Spec.Affinity != nil {
 			p.Spec.Affinity.PodAffinity = nil
@@ -79,7 +79,7 @@ var Constraints = []Constraint{
 		}
 	}, 0.5},
 	{"DaemonSets", func(c *Case) { c.DaemonSets = nil }, 0.35},
-	{"scheduling gates", eachPod(func(p *corev1.Pod) { p.Spec.SchedulingGates = nil }), 0.3},
+	{"scheduling gates", eachPod(func(p *corev1.Pod) { p.Spec.SchedulingGates = nil }), 0.36},
 	{"other schedulers", eachPod(func(p *corev1.Pod) { p.Spec.SchedulerName = corev1.DefaultSchedulerName }), 0.2},
 	{"nominated nodes", eachPod(func(p *corev1.Pod) {
 		if p.Status.NominatedNodeName != "" {
