@@ -198,9 +198,11 @@ func (m *memory) Get(_ context.Context, id string) (audit.Record, error) {
 	return audit.Record{}, audit.ErrNotFound
 }
 
-func (m *memory) Clusters(context.Context) ([]Cluster, error) { return slices.Clone(m.clusters), m.fail }
-func (m *memory) Pools(context.Context) ([]Pool, error)       { return m.pools, m.fail }
-func (m *memory) Nodes(context.Context) ([]Node, error)       { return slices.Clone(m.nodes), m.fail }
+func (m *memory) Clusters(context.Context) ([]Cluster, error) {
+	return slices.Clone(m.clusters), m.fail
+}
+func (m *memory) Pools(context.Context) ([]Pool, error) { return m.pools, m.fail }
+func (m *memory) Nodes(context.Context) ([]Node, error) { return slices.Clone(m.nodes), m.fail }
 func (m *memory) Pod(_ context.Context, cluster, ns, name string) (Pod, bool, error) {
 	p, ok := m.pods[cluster+"/"+ns+"/"+name]
 	return p, ok, m.fail
