@@ -71,7 +71,7 @@ func (r *runner) unsettled(ctx context.Context) (string, error) {
 			return fmt.Sprintf("%d events wait for %s", n, handler), nil
 		}
 	}
-	recs, err := r.records(ctx)
+	recs, err := records(ctx, b)
 	if err != nil {
 		return "", err
 	}
@@ -97,10 +97,10 @@ func (r *runner) unsettled(ctx context.Context) (string, error) {
 	return "", nil
 }
 
-func (r *runner) records(ctx context.Context) ([]Final, error) {
+func records(ctx context.Context, b *bus.Bus) ([]Final, error) {
 	var out []Final
 	for _, handler := range []string{handlerProvisioning, handlerDraining} {
-		st, err := bus.ReadState[Record](ctx, r.publishers[0], handler)
+		st, err := bus.ReadState[Record](ctx, b, handler)
 		if err != nil {
 			return nil, err
 		}
@@ -133,7 +133,7 @@ func (r *runner) committed() ([]uint64, error) {
 
 // collect reads the history when all workers have ended.
 func (r *runner) collect(ctx context.Context) (h History, err error) {
-	ctx, cancel := context.WithTimeout(ctx, time.Minute)
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Minute)
 	defer cancel()
 	if r.s.Topology == Embedded {
 		// The server ended with its worker.
@@ -141,6 +141,15 @@ func (r *runner) collect(ctx context.Context) (h History, err error) {
 			return h, err
 		}
 	}
+	// The times of the schedule are for the faults: reading a whole log within them
+	// is no part of what is tested, and a busy machine may not manage.
+	times := r.s.Times
+	times.Request = 30 * time.Second
+	b, err := r.open(ctx, "historian", times)
+	if err != nil {
+		return h, fmt.Errorf("collect the history: %w", err)
+	}
+	defer func() { err = errors.Join(err, b.Close()) }()
 	h.AckWait = r.s.Times.AckWait
 	h.Published = r.published
 	if h.Lines, err = r.tail.Lines(); err != nil {
@@ -148,7 +157,7 @@ func (r *runner) collect(ctx context.Context) (h History, err error) {
 	}
 	err = r.persist(ctx, func() error {
 		h.Stream = nil
-		for d, err := range r.publishers[0].Read(ctx, bus.ReadOptions{}) {
+		for d, err := range b.Read(ctx, bus.ReadOptions{}) {
 			if err != nil {
 				return err
 			}
@@ -158,10 +167,10 @@ func (r *runner) collect(ctx context.Context) (h History, err error) {
 			}
 			h.Stream = append(h.Stream, s)
 		}
-		if h.Records, err = r.records(ctx); err != nil {
+		if h.Records, err = records(ctx, b); err != nil {
 			return err
 		}
-		dls, err := r.publishers[0].DeadLetters(ctx)
+		dls, err := b.DeadLetters(ctx)
 		h.Dead = nil
 		for _, d := range dls {
 			h.Dead = append(h.Dead, Dead{Handler: d.Handler, Key: d.Event.Subject(), Seq: d.Sequence, Attempts: d.Attempts, Reason: d.Reason})

@@ -198,25 +198,34 @@ func (r *runner) replicas() int {
 	return 1
 }
 
-// connect opens the buses of two publishers; it waits for the servers.
+// connect opens the buses of two publishers.
 func (r *runner) connect(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, time.Minute)
-	defer cancel()
 	for len(r.publishers) < 2 {
-		b, err := bus.Open(ctx, bus.Options{
-			URL: strings.Join(r.urls, ","), Instance: "publisher-" + strconv.Itoa(len(r.publishers)), Times: r.s.Times, Replicas: r.replicas(), MaxBytes: maxBytes,
-			Connect: []nats.Option{nats.IgnoreDiscoveredServers()},
-		})
-		switch {
-		case err == nil:
-			r.publishers = append(r.publishers, b)
-		case !errors.Is(err, bus.ErrUnavailable) || ctx.Err() != nil:
-			return fmt.Errorf("connect to the servers: %w", err)
-		default:
-			pause(ctx, 100*time.Millisecond)
+		b, err := r.open(ctx, "publisher-"+strconv.Itoa(len(r.publishers)), r.s.Times)
+		if err != nil {
+			return err
 		}
+		r.publishers = append(r.publishers, b)
 	}
 	return nil
+}
+
+// open opens a bus without a proxy; it waits for the servers.
+func (r *runner) open(ctx context.Context, instance string, times bus.Times) (*bus.Bus, error) {
+	ctx, cancel := context.WithTimeout(ctx, time.Minute)
+	defer cancel()
+	var b *bus.Bus
+	err := r.persist(ctx, func() (err error) {
+		b, err = bus.Open(ctx, bus.Options{
+			URL: strings.Join(r.urls, ","), Instance: instance, Times: times, Replicas: r.replicas(), MaxBytes: maxBytes,
+			Connect: []nats.Option{nats.IgnoreDiscoveredServers()},
+		})
+		return err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("connect to the servers: %w", err)
+	}
+	return b, nil
 }
 
 // ready waits until all workers work.
