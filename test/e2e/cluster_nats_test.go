@@ -77,6 +77,7 @@ type clusterServer struct {
 // startNATSCluster returns when the three servers have found each other.
 func startNATSCluster(t *testing.T) *natsCluster {
 	t.Helper()
+	sayWhere(t)
 	const size = 3
 	n := &natsCluster{t: t, dir: t.TempDir(), servers: map[string]*clusterServer{}}
 	n.writeCertificates()
@@ -228,10 +229,7 @@ func (n *natsCluster) stop() {
 	for name, s := range n.servers {
 		_ = s.cmd.Process.Kill()
 		<-s.exited
-		if n.t.Failed() {
-			b, _ := os.ReadFile(s.log)
-			n.t.Logf("log of %s:\n%s", name, lastLines(b, 40))
-		}
+		showLog(n.t, name, s.log, 10)
 	}
 }
 

@@ -16,6 +16,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -130,6 +131,7 @@ type pool struct {
 // other's nodes.
 func newProduct(t *testing.T, cluster string, p pool) *product {
 	t.Helper()
+	sayWhere(t)
 	pr := &product{t: t, cluster: cluster, dir: t.TempDir(), url: "http://" + freeAddress(t)}
 	pr.config, pr.token = filepath.Join(pr.dir, "config.yaml"), filepath.Join(pr.dir, "api.token")
 	removeAll(t, cluster) // what a run that was cut off left
@@ -138,10 +140,7 @@ func newProduct(t *testing.T, cluster string, p pool) *product {
 	t.Cleanup(func() {
 		pr.stop()
 		removeAll(t, cluster)
-		if t.Failed() {
-			b, _ := os.ReadFile(filepath.Join(pr.dir, "run.log"))
-			t.Logf("log of the product:\n%s", lastLines(b, 120))
-		}
+		showLog(t, "the product", filepath.Join(pr.dir, "run.log"), 120)
 	})
 	return pr
 }
@@ -255,9 +254,14 @@ func (p *product) stop() {
 	select {
 	case <-p.exited:
 	case <-time.After(30 * time.Second):
-		p.t.Errorf("the product did not end within 30 s of SIGTERM")
-		_ = p.cmd.Process.Kill()
-		<-p.exited
+		p.t.Errorf("the product (%s) did not end within 30 s of SIGTERM; its log ends with what it waits for", strings.Join(p.cmd.Args[1:], " "))
+		_ = p.cmd.Process.Signal(syscall.SIGQUIT) // a Go process writes its goroutines
+		select {
+		case <-p.exited:
+		case <-time.After(10 * time.Second):
+			_ = p.cmd.Process.Kill()
+			<-p.exited
+		}
 	}
 	p.cmd = nil
 	p.log.Close()
@@ -376,9 +380,28 @@ func removeAll(t *testing.T, cluster string) {
 	}
 }
 
+// doing is what the tests waited for last, by their names.
+var doing sync.Map
+
+// sayWhere makes a failed test end with what it waited for last: the logs that it
+// shows are longer than what many a viewer keeps. It must be the first to ask for
+// a clean-up.
+func sayWhere(t *testing.T) {
+	if _, known := doing.LoadOrStore(t.Name(), "its start"); known {
+		return
+	}
+	t.Cleanup(func() {
+		what, _ := doing.LoadAndDelete(t.Name())
+		if t.Failed() {
+			t.Logf("it failed at or after: %s", what)
+		}
+	})
+}
+
 // eventually repeats check until it succeeds or the time is up.
 func eventually(t *testing.T, limit time.Duration, what string, check func() error) {
 	t.Helper()
+	doing.Store(t.Name(), what)
 	deadline := time.Now().Add(limit)
 	for {
 		err := check()
@@ -395,6 +418,7 @@ func eventually(t *testing.T, limit time.Duration, what string, check func() err
 // never fails if check succeeds within the time.
 func never(t *testing.T, during time.Duration, what string, check func() bool) {
 	t.Helper()
+	doing.Store(t.Name(), "never "+what)
 	for deadline := time.Now().Add(during); time.Now().Before(deadline); time.Sleep(200 * time.Millisecond) {
 		if check() {
 			t.Fatalf("%s happened", what)
@@ -408,6 +432,27 @@ func freeAddress(t *testing.T) string {
 	require.NoError(t, err)
 	defer l.Close()
 	return l.Addr().String()
+}
+
+// keepLogs is set in the environment to a folder that shall have the whole logs,
+// also of tests that pass.
+const keepLogs = "K3S_AUTOSCALER_E2E_LOGS"
+
+// showLog ends the output of a failed test with the last lines of a log.
+func showLog(t *testing.T, who, file string, lines int) {
+	b, err := os.ReadFile(file)
+	if err != nil {
+		return // it never ran
+	}
+	if t.Failed() {
+		t.Logf("log of %s:\n%s", who, lastLines(b, lines))
+	}
+	if dir := os.Getenv(keepLogs); dir != "" {
+		name := strings.NewReplacer("/", "_", " ", "_").Replace(t.Name() + "." + who + ".log")
+		if err := os.WriteFile(filepath.Join(dir, name), b, 0o600); err != nil {
+			t.Errorf("keep a log: %v", err)
+		}
+	}
 }
 
 func lastLines(b []byte, n int) string {

@@ -150,12 +150,9 @@ func (f *fleet) victim(role string) *product {
 
 func (f *fleet) stop() {
 	for role, ms := range f.members {
-		for _, m := range ms {
+		for i, m := range ms {
 			m.stop()
-			if f.t.Failed() && m.log != nil {
-				b, _ := os.ReadFile(m.log.Name())
-				f.t.Logf("log of a process of %s:\n%s", role, lastLines(b, 60))
-			}
+			showLog(f.t, fmt.Sprintf("process %d of %s", i, role), filepath.Join(m.dir, "run.log"), 60)
 		}
 	}
 }

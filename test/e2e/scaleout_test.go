@@ -38,14 +38,13 @@ func TestAServerAndAProcessThatDieDuringAScaleUpOfTenCostNoNodeAndDoubleNone(t *
 		app.RoleDraining:     {"K3S_AUTOSCALER_CRASH_AT=draining/cordon/after", "K3S_AUTOSCALER_CRASH_MARK=" + drainMark},
 	})
 
+	leader := n.leader(bus.StreamName)
 	began := time.Now()
 	p.mustCLI("scale", "up", "--pool", "burst", "--count", fmt.Sprint(up), "--reason", "a busy Friday")
-	await(t, "two machines exist", func() bool { return len(created()) >= 2 })
-	leader := n.leader(bus.StreamName)
+	await(t, "the first machine exists", func() bool { return len(created()) > 0 })
 	n.kill(leader)
-	machines := len(created())
-	t.Logf("%.1f s: %s, which leads the stream of record, is dead; %d machines exist", time.Since(began).Seconds(), leader, machines)
-	require.Less(t, machines, up, "the server died when every machine was there")
+	t.Logf("%.1f s: %s, which led the stream of record, is dead; %d machines exist, %d are started", time.Since(began).Seconds(), leader, len(created()), len(started()))
+	require.Less(t, len(started()), up, "the server died when every machine was started")
 	await(t, "a process of provisioning is killed", func() bool { return exists(mark) })
 	victim := f.victim(app.RoleProvisioning)
 	_, ready := ourNodes(t, p.cluster)
@@ -119,6 +118,7 @@ func TestAServerAndAProcessThatDieDuringAScaleUpOfTenCostNoNodeAndDoubleNone(t *
 // await looks more often than eventually does: a fault must hit what is under way.
 func await(t *testing.T, what string, check func() bool) {
 	t.Helper()
+	doing.Store(t.Name(), what)
 	require.Eventually(t, check, 2*time.Minute, 5*time.Millisecond, what)
 }
 
