@@ -197,7 +197,8 @@ func (g *grants) record(a Access) {
 	g.reads = true
 	g.payloads()
 	g.ephemeral(StreamName, everything)
-	g.api("DIRECT.GET", StreamName) // by sequence
+	g.api("DIRECT.GET", StreamName)     // by sequence, from the one server that has it
+	g.api("STREAM.MSG.GET", StreamName) // from the leader of several
 	if a.Record {
 		g.api("CONSUMER.CREATE", StreamName, "*") // several filters at once
 		g.api("DIRECT.GET", StreamName, ">")
@@ -220,10 +221,10 @@ func (g *grants) deadLetters(a Access) {
 
 // read allows to read and watch a bucket.
 func (g *grants) read(handler string) {
-	bucket := bucketName(handler)
-	stream, keys := "KV_"+bucket, "$KV."+bucket+".>"
+	stream, keys := bucketStream(handler), bucketWrite(handler, ">")
 	g.api("STREAM.INFO", stream)
-	g.api("DIRECT.GET", stream, keys)
+	g.api("DIRECT.GET", stream, keys) // from the one server that has it
+	g.api("STREAM.MSG.GET", stream)   // from the leader of several
 	g.ephemeral(stream, keys)
 	g.pub("$JS.FC." + stream + ".>") // a watcher confirms that it keeps up
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"reflect"
+	"slices"
 
 	"github.com/nats-io/nats.go/jetstream"
 
@@ -28,7 +29,8 @@ type Provisioned struct {
 // Provision makes every stream, consumer and bucket that processes with the given
 // access need, and changes those that are there to what this version needs. It
 // takes a credential that may use the whole JetStream API. It never deletes, and
-// may run while processes work. What was done before an error is returned with it.
+// may run while processes work. Servers that don't answer yet it asks again, for a
+// minute with the default times. What was done before an error is returned with it.
 func Provision(ctx context.Context, o Options, everyone []Access) ([]Provisioned, error) {
 	o.Provisioned = false
 	b, err := dial(o)
@@ -37,11 +39,21 @@ func Provision(ctx context.Context, o Options, everyone []Access) ([]Provisioned
 	}
 	defer b.nc.Close()
 	p := &provisioner{b: b}
-	if err := p.all(ctx, everyone); err != nil {
+	ctx, cancel := context.WithTimeout(ctx, provisionRequests*b.opts.Times.Request)
+	defer cancel()
+	_ = b.persist(ctx, "the servers", func() error { // it says that something could not start
+		err = p.all(ctx, everyone)
+		return err
+	})
+	if err != nil {
 		return p.done, fmt.Errorf("provision the bus: %w", unavailable(err))
 	}
 	return p.done, nil
 }
+
+// provisionRequests is for how many times the longest duration of a request
+// Provision asks servers that don't answer.
+const provisionRequests = 12
 
 type provisioner struct {
 	b    *Bus
@@ -51,7 +63,7 @@ type provisioner struct {
 // all is the list of what there is; see PermissionsFor for who may use what.
 func (p *provisioner) all(ctx context.Context, everyone []Access) error {
 	record := p.b.recordConfig()
-	s, err := p.stream(ctx, record)
+	s, err := p.stream(ctx, "stream", StreamName, record)
 	if err != nil {
 		return err
 	}
@@ -59,7 +71,7 @@ func (p *provisioner) all(ctx context.Context, everyone []Access) error {
 		return fmt.Errorf("stream %s: %w", StreamName, err)
 	}
 	for _, c := range []jetstream.StreamConfig{p.b.timersConfig(), p.b.deadConfig(), p.b.payloadConfig()} {
-		if _, err := p.stream(ctx, c); err != nil {
+		if _, err := p.stream(ctx, "stream", c.Name, c); err != nil {
 			return err
 		}
 	}
@@ -73,7 +85,7 @@ func (p *provisioner) all(ctx context.Context, everyone []Access) error {
 
 func (p *provisioner) access(ctx context.Context, a Access) error {
 	if name := a.bucket(); name != "" {
-		if err := p.bucket(ctx, name); err != nil {
+		if _, err := p.stream(ctx, "bucket", bucketName(name), p.b.bucketConfig(name)); err != nil {
 			return err
 		}
 	}
@@ -109,10 +121,14 @@ func (p *provisioner) note(kind, name string, before, after any) {
 	case !reflect.DeepEqual(before, after):
 		action = ActionUpdated
 	}
+	if slices.ContainsFunc(p.done, func(d Provisioned) bool { return d.Kind == kind && d.Name == name }) {
+		return // by an attempt that ended with something else
+	}
 	p.done = append(p.done, Provisioned{Kind: kind, Name: name, Action: action})
 }
 
-func (p *provisioner) stream(ctx context.Context, want jetstream.StreamConfig) (jetstream.Stream, error) {
+// stream looks after a stream, which is known to people as a kind with a name.
+func (p *provisioner) stream(ctx context.Context, kind, name string, want jetstream.StreamConfig) (jetstream.Stream, error) {
 	before, err := p.streamConfig(ctx, want.Name)
 	if err != nil {
 		return nil, err
@@ -123,7 +139,7 @@ func (p *provisioner) stream(ctx context.Context, want jetstream.StreamConfig) (
 	if err != nil {
 		return nil, err
 	}
-	p.note("stream", want.Name, before, s.CachedInfo().Config)
+	p.note(kind, name, before, s.CachedInfo().Config)
 	return s, nil
 }
 
@@ -155,31 +171,5 @@ func (p *provisioner) consumer(ctx context.Context, stream string, want jetstrea
 		return err
 	}
 	p.note("consumer", stream+"/"+want.Durable, before, c.CachedInfo().Config)
-	return nil
-}
-
-func (p *provisioner) bucket(ctx context.Context, handler string) error {
-	stream := "KV_" + bucketName(handler)
-	before, err := p.streamConfig(ctx, stream)
-	if err != nil {
-		return err
-	}
-	if _, err := p.b.openBucket(ctx, handler); err != nil {
-		return err
-	}
-	after, err := p.streamConfig(ctx, stream)
-	if err != nil {
-		return err
-	}
-	if cfg := after.(jetstream.StreamConfig); cfg.Replicas != p.b.opts.Replicas {
-		cfg.Replicas = p.b.opts.Replicas
-		ctx, cancel := p.b.request(ctx, apiSubject("STREAM.UPDATE", stream))
-		defer cancel()
-		if _, err := p.b.js.UpdateStream(ctx, cfg); err != nil {
-			return fmt.Errorf("bucket %s: change its replicas: %w", bucketName(handler), p.b.tooFew(refusal(ctx, err)))
-		}
-		after = cfg
-	}
-	p.note("bucket", bucketName(handler), before, after)
 	return nil
 }

@@ -81,7 +81,7 @@ func (l *puller) remember(f *inflight, t tally) {
 }
 
 func (l *puller) readTally(ctx context.Context) (tally, error) {
-	ctx, cancel := l.b.request(ctx, bucketRead(l.opts.Handler, l.tallyKey()))
+	ctx, cancel := l.b.request(ctx, l.b.getSubject(bucketStream(l.opts.Handler), bucketWrite(l.opts.Handler, l.tallyKey())))
 	defer cancel()
 	var t tally
 	v, err := l.kv.Get(ctx, l.tallyKey())

@@ -26,7 +26,9 @@ type Lease[T any] struct {
 
 	mu      sync.Mutex // one change at a time
 	renewed time.Time
-	rec     Record[T] // as last read or written
+	entry   entry     // as last read or written
+	rec     Record[T] // the same, for others
+	changed bool      // since then, by somebody else
 	commit  int       // how many commits succeeded
 }
 
@@ -84,7 +86,7 @@ func (l *Lease[T]) Record() T {
 // duration: effects must use it.
 func (l *Lease[T]) Context() context.Context { return l.ctx }
 
-// Confirm renews the lease and reads the record again: what an owner does right
+// Confirm renews the lease, and brings Record up to date: what an owner does right
 // before an effect. ErrLeaseLost means that somebody else may have taken over.
 func (l *Lease[T]) Confirm(ctx context.Context) error {
 	l.mu.Lock()
@@ -92,14 +94,11 @@ func (l *Lease[T]) Confirm(ctx context.Context) error {
 	if l.ctx.Err() != nil {
 		return l.lost()
 	}
-	return l.s.retryConflicts(ctx, l.key, func() error {
-		e, rev, err := l.owned(ctx)
-		if err != nil {
-			return err
-		}
+	return l.change(ctx, func(e entry, rev uint64) error {
 		now := l.s.b.opts.Clock.Now().UTC()
 		e.Lease.Until = now.Add(l.ttl)
-		if rev, err = l.s.store(ctx, l.key, e, rev); err != nil {
+		rev, err := l.s.store(ctx, l.key, e, rev)
+		if err != nil {
 			return err
 		}
 		l.renewed = now
@@ -112,22 +111,37 @@ func (l *Lease[T]) Confirm(ctx context.Context) error {
 func (l *Lease[T]) Commit(ctx context.Context, op string, fn func(t *Turn[T]) error) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return l.s.retryConflicts(ctx, l.key, func() error {
-		e, rev, err := l.owned(ctx)
-		if err != nil {
-			return err
-		}
+	return l.change(ctx, func(e entry, rev uint64) error {
 		renew := func(h *holder, now time.Time) {
 			h.Until = now.Add(l.ttl)
 			l.renewed = now
 		}
-		e, rev, err = l.s.work(ctx, l.key, op, e, rev, renew, fn)
+		var refused error
+		e, now, err := l.s.work(ctx, l.key, op, e, rev, renew, func(t *Turn[T]) error {
+			refused = fn(t)
+			return refused
+		})
+		if refused != nil {
+			return l.judge(ctx, rev, refused)
+		}
 		if err != nil {
 			return err
 		}
 		l.commit++
-		return l.remember(e, rev)
+		return l.remember(e, now)
 	})
+}
+
+// judge returns why nothing was written to the record of a revision, or ErrConflict
+// when that was not its last one any more.
+func (l *Lease[T]) judge(ctx context.Context, rev uint64, why error) error {
+	if err := l.reload(ctx); err != nil {
+		return err
+	}
+	if l.rec.Revision != rev {
+		return fmt.Errorf("%w: %w", ErrConflict, why)
+	}
+	return why
 }
 
 func (l *Lease[T]) commits() int {
@@ -143,14 +157,11 @@ func (l *Lease[T]) Release(ctx context.Context) error {
 	l.cancel(context.Canceled)
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	err := l.s.retryConflicts(ctx, l.key, func() error {
-		e, rev, err := l.owned(ctx)
-		if err != nil {
-			return err
-		}
+	err := l.change(ctx, func(e entry, rev uint64) error {
 		// The epoch stays: the next owner's is higher.
 		e.Lease.Owner, e.Lease.Until = "", time.Time{}
-		if rev, err = l.s.store(ctx, l.key, e, rev); err != nil {
+		rev, err := l.s.store(ctx, l.key, e, rev)
+		if err != nil {
 			return err
 		}
 		return l.remember(e, rev)
@@ -164,16 +175,39 @@ func (l *Lease[T]) Release(ctx context.Context) error {
 	return err
 }
 
-// owned reads the entry and makes sure that the lease is still ours. That it
+// change writes the entry as its owner, by compare-and-swap: first as this process
+// knows it, and when somebody else has changed it, as it is.
+func (l *Lease[T]) change(ctx context.Context, write func(e entry, rev uint64) error) error {
+	return l.s.retryConflicts(ctx, l.key, func() error {
+		if l.changed {
+			if err := l.reload(ctx); err != nil {
+				return err
+			}
+		}
+		err := write(l.entry, l.rec.Revision)
+		// After any error it may be written, or not.
+		l.changed = err != nil
+		return err
+	})
+}
+
+// reload reads the entry and makes sure that the lease is still ours. That it
 // expired does not matter as long as nobody took it: the write is a
 // compare-and-swap.
-func (l *Lease[T]) owned(ctx context.Context) (entry, uint64, error) {
+func (l *Lease[T]) reload(ctx context.Context) error {
 	e, rev, err := l.s.load(ctx, l.key)
-	if err == nil && (e.Lease.Owner != l.owner || e.Lease.Epoch != l.epoch) && !broken.lease {
+	switch {
+	case err != nil:
+		return err
+	case rev < l.rec.Revision:
+		// Whoever answered does not know yet what we wrote, our lease perhaps.
+		return fmt.Errorf("read record of %s: %w: revision %d, expected at least %d", l.key, ErrUnavailable, rev, l.rec.Revision)
+	case (e.Lease.Owner != l.owner || e.Lease.Epoch != l.epoch) && !broken.lease:
 		l.cancel(ErrLeaseLost)
-		err = l.lost()
+		return l.lost()
 	}
-	return e, rev, err
+	l.changed = false
+	return l.remember(e, rev)
 }
 
 func (l *Lease[T]) lost() error { return fmt.Errorf("lease of %s: %w", l.key, ErrLeaseLost) }
@@ -181,7 +215,7 @@ func (l *Lease[T]) lost() error { return fmt.Errorf("lease of %s: %w", l.key, Er
 func (l *Lease[T]) remember(e entry, rev uint64) error {
 	r, err := l.s.record(l.key, e, rev)
 	if err == nil {
-		l.rec = r
+		l.entry, l.rec = e, r
 	}
 	return err
 }

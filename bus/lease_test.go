@@ -44,6 +44,60 @@ func TestOneOwnerAtATimeHoldsALease(t *testing.T) {
 	require.Equal(t, 1, s.get(t).N)
 }
 
+// A server that follows the bucket's leader may answer with what was there before
+// the owner's last write: without its lease.
+func TestAnOwnerIsNotDeceivedByAServerThatIsLate(t *testing.T) {
+	t.Parallel()
+	s := newState(t)
+	ctx := ctxT(t)
+	other, err := bus.OpenState(ctx, s.b, bus.StateOptions[counter]{Handler: events.HandlerProvisioning})
+	require.NoError(t, err)
+	require.NoError(t, other.Amend(ctx, s.key, "begin", increment))
+	end := bus.ReadLate(s.st)
+	l, err := s.st.Acquire(ctx, s.key, time.Minute)
+	require.NoError(t, err)
+	require.NoError(t, l.Confirm(ctx))
+	require.NoError(t, l.Commit(ctx, "create:n1", count))
+	require.Equal(t, 2, l.Record().N)
+
+	// Somebody else changes the record, and the late server does not know it yet.
+	require.NoError(t, other.Amend(ctx, s.key, "more", increment))
+	require.ErrorIs(t, l.Confirm(ctx), bus.ErrUnavailable)
+	require.NoError(t, l.Context().Err(), "it is still the owner")
+	end()
+	require.NoError(t, l.Confirm(ctx))
+	require.Equal(t, 3, l.Record().N)
+	require.NoError(t, l.Commit(ctx, "create:n2", count))
+	require.Equal(t, 4, s.get(t).N)
+	end = bus.ReadLate(s.st)
+	require.NoError(t, l.Release(ctx))
+	end()
+	rec, _, err := s.st.Get(ctx, s.key)
+	require.NoError(t, err)
+	require.Empty(t, rec.LeaseOwner, "it is given back")
+}
+
+// What an owner's operation refuses is judged by the record as it is.
+func TestAnOwnersOperationIsJudgedByTheRecordAsItIs(t *testing.T) {
+	t.Parallel()
+	s := newState(t)
+	ctx := ctxT(t)
+	l, err := s.st.Acquire(ctx, s.key, time.Minute)
+	require.NoError(t, err)
+	require.NoError(t, s.st.Amend(ctx, s.key, "begin", increment))
+	tries := 0
+	require.NoError(t, l.Commit(ctx, "create:n1", func(turn *bus.Turn[counter]) error {
+		if tries++; turn.State.N == 0 {
+			return errors.New("not begun")
+		}
+		return count(turn)
+	}))
+	require.Equal(t, 2, tries)
+	require.Equal(t, 2, l.Record().N)
+	require.ErrorContains(t, l.Commit(ctx, "create:n2", func(*bus.Turn[counter]) error { return errors.New("no") }), "no")
+	require.Equal(t, 2, s.get(t).N)
+}
+
 func TestALeaseEndsBeforeAnotherOwnerCanTakeIt(t *testing.T) {
 	t.Parallel()
 	clk := clocktest.NewFakeClock(start)

@@ -22,7 +22,11 @@ func (b *Bus) lookUpStream(ctx context.Context, want jetstream.StreamConfig) (je
 	if err != nil {
 		return nil, fmt.Errorf("stream %s: %w", want.Name, refusal(ctx, err))
 	}
-	if have := s.CachedInfo().Config; !sameLimits(have, want) {
+	have := s.CachedInfo().Config
+	if have.AllowDirect && have.Replicas > 1 {
+		return nil, fmt.Errorf("%w: stream %s may be read from servers that are late", ErrNotProvisioned, want.Name)
+	}
+	if !sameLimits(have, want) {
 		b.opts.Logger.WarnContext(ctx, "the limits of a stream are not those of the configuration; 'k3s-autoscaler bus provision' changes them", "stream", want.Name,
 			"replicas", have.Replicas, "configured_replicas", want.Replicas, "max_age", have.MaxAge.String(), "configured_max_age", want.MaxAge.String(),
 			"max_bytes", have.MaxBytes, "configured_max_bytes", want.MaxBytes)
@@ -69,20 +73,6 @@ func sameDelivery(have, want jetstream.ConsumerConfig) error {
 		errs = append(errs, errors.New("spreads its messages in another way"))
 	}
 	return errors.Join(errs...)
-}
-
-func (b *Bus) lookUpBucket(ctx context.Context, handler string) (jetstream.KeyValue, error) {
-	name := bucketName(handler)
-	ctx, cancel := b.request(ctx, apiSubject("STREAM.INFO", "KV_"+name))
-	defer cancel()
-	kv, err := b.js.KeyValue(ctx, name)
-	if errors.Is(err, jetstream.ErrBucketNotFound) {
-		return nil, fmt.Errorf("%w: bucket %s is missing", ErrNotProvisioned, name)
-	}
-	if err != nil {
-		return nil, fmt.Errorf("bucket %s: %w", name, unavailable(refusal(ctx, err)))
-	}
-	return kv, nil
 }
 
 // openable reports what a handler's messages need and can't be had, so that a

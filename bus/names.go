@@ -38,11 +38,10 @@ const (
 // counted attempts; nobody else writes it.
 func bucketName(handler string) string { return "k3sas-" + handler }
 
-// bucketRead and bucketWrite are the subjects of one key of a bucket.
-func bucketRead(handler, key string) string {
-	return apiSubject("DIRECT.GET", "KV_"+bucketName(handler), bucketWrite(handler, key))
-}
+// bucketStream is the stream behind it.
+func bucketStream(handler string) string { return "KV_" + bucketName(handler) }
 
+// bucketWrite is the subject of one key of a bucket.
 func bucketWrite(handler, key string) string { return "$KV." + bucketName(handler) + "." + key }
 
 // consumerName is the durable of one handler and partition.

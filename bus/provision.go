@@ -41,7 +41,7 @@ func (b *Bus) recordConfig() jetstream.StreamConfig {
 		MaxAge:      b.opts.MaxAge,
 		MaxBytes:    b.opts.MaxBytes,
 		Duplicates:  min(duplicateWindow, b.opts.MaxAge),
-		AllowDirect: true,
+		AllowDirect: b.direct(),
 		// What is recorded can't be taken back by a header or a call.
 		AllowRollup: false,
 		DenyDelete:  true,
@@ -69,7 +69,6 @@ func (b *Bus) timersConfig() jetstream.StreamConfig {
 		AllowMsgSchedules: true,
 		// Schedules imply it; that is why timers have a stream of their own.
 		AllowRollup: true,
-		AllowDirect: true,
 	}
 }
 
@@ -84,8 +83,42 @@ func (b *Bus) deadConfig() jetstream.StreamConfig {
 		Replicas:    b.opts.Replicas,
 		MaxBytes:    min(b.opts.MaxBytes, 256<<20),
 		Duplicates:  duplicateWindow,
-		AllowDirect: true,
 	}
+}
+
+// bucketConfig is the stream behind the bucket of a handler, as NATS lays out a
+// key-value bucket.
+func (b *Bus) bucketConfig(handler string) jetstream.StreamConfig {
+	return jetstream.StreamConfig{
+		Name:              bucketStream(handler),
+		Description:       "state of the handler " + handler,
+		Subjects:          []string{bucketWrite(handler, ">")},
+		Retention:         jetstream.LimitsPolicy,
+		Discard:           jetstream.DiscardNew,
+		Storage:           jetstream.FileStorage,
+		Replicas:          b.opts.Replicas,
+		MaxMsgsPerSubject: 1,
+		MaxBytes:          -1,
+		Duplicates:        2 * time.Minute,
+		AllowRollup:       true,
+		DenyDelete:        true,
+		AllowDirect:       b.direct(),
+	}
+}
+
+// direct says whether a stream may be read from every server that holds it. Only
+// where that is one: others are a little late, and who reads from them does not
+// see what was acknowledged to it. An owner would not find its own lease, nor a
+// handler that the key of its message was parked.
+func (b *Bus) direct() bool { return b.opts.Replicas == 1 }
+
+// getSubject is where one message of a stream is asked for: the last one of a
+// subject, or one by its sequence.
+func (b *Bus) getSubject(stream string, subject ...string) string {
+	if b.direct() {
+		return apiSubject("DIRECT.GET", append([]string{stream}, subject...)...)
+	}
+	return apiSubject("STREAM.MSG.GET", stream)
 }
 
 // provision makes the streams that are absent, adapts the limits of those that
@@ -147,6 +180,7 @@ func (b *Bus) ensureStream(ctx context.Context, want jetstream.StreamConfig) (je
 	}
 	// Only limits change; everything else is what the stream was made with.
 	have.MaxAge, have.MaxBytes, have.Replicas, have.Duplicates = want.MaxAge, want.MaxBytes, want.Replicas, want.Duplicates
+	have.AllowDirect = want.AllowDirect
 	uctx, cancel := b.request(ctx, apiSubject("STREAM.UPDATE", want.Name))
 	defer cancel()
 	if s, err = b.js.UpdateStream(uctx, have); err != nil {
@@ -158,7 +192,7 @@ func (b *Bus) ensureStream(ctx context.Context, want jetstream.StreamConfig) (je
 }
 
 func sameLimits(have, want jetstream.StreamConfig) bool {
-	return have.MaxAge == want.MaxAge && have.MaxBytes == want.MaxBytes && have.Replicas == want.Replicas
+	return have.MaxAge == want.MaxAge && have.MaxBytes == want.MaxBytes && have.Replicas == want.Replicas && have.AllowDirect == want.AllowDirect
 }
 
 // Errors of the server about replicas and room; nats.go has no names for them.
@@ -273,31 +307,15 @@ func (b *Bus) openConsumer(ctx context.Context, stream string, want jetstream.Co
 
 // openBucket opens the bucket of a handler, making it if absent.
 func (b *Bus) openBucket(ctx context.Context, handler string) (jetstream.KeyValue, error) {
-	if b.opts.Provisioned {
-		return b.lookUpBucket(ctx, handler)
-	}
-	name := bucketName(handler)
-	ctx, cancel := b.request(ctx, apiSubject("STREAM.*", "KV_"+name))
+	want := b.bucketConfig(handler)
+	ctx, cancel := b.request(ctx, apiSubject("STREAM.*", want.Name))
 	defer cancel()
-	kv, err := b.js.KeyValue(ctx, name)
-	if errors.Is(err, jetstream.ErrBucketNotFound) {
-		kv, err = b.js.CreateKeyValue(ctx, b.bucketConfig(handler))
-		if errors.Is(err, jetstream.ErrBucketExists) {
-			kv, err = b.js.KeyValue(ctx, name)
-		}
+	if _, err := b.openStream(ctx, want); err != nil {
+		return nil, unavailable(err)
 	}
+	kv, err := b.js.KeyValue(ctx, bucketName(handler))
 	if err != nil {
-		return nil, fmt.Errorf("bucket %s: %w", name, unavailable(b.tooFew(refusal(ctx, err))))
+		return nil, fmt.Errorf("bucket %s: %w", bucketName(handler), unavailable(refusal(ctx, err)))
 	}
 	return kv, nil
-}
-
-func (b *Bus) bucketConfig(handler string) jetstream.KeyValueConfig {
-	return jetstream.KeyValueConfig{
-		Bucket:      bucketName(handler),
-		Description: "state of the handler " + handler,
-		History:     1,
-		Storage:     jetstream.FileStorage,
-		Replicas:    b.opts.Replicas,
-	}
 }

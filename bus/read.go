@@ -119,7 +119,7 @@ func (b *Bus) Last(ctx context.Context, key Key, eventType string) (Delivery, bo
 		return Delivery{}, false, fmt.Errorf("last %q: expected a type of the catalogue that is not for one handler alone", eventType)
 	}
 	subject := storedSubject(partitionOf(key.Cluster, token), strings.Join([]string{events.SubjectRoot, key.Cluster, nodeToken, token, def.Suffix()}, "."))
-	ctx, cancel := b.request(ctx, apiSubject("DIRECT.GET", StreamName, subject))
+	ctx, cancel := b.request(ctx, b.getSubject(StreamName, subject))
 	defer cancel()
 	m, err := b.stream.GetLastMsgForSubject(ctx, subject)
 	err = refusal(ctx, err)

@@ -67,7 +67,7 @@ func (b *Bus) firstFrom(ctx context.Context, seq uint64, filter string) (*jetstr
 	if filter == "" {
 		filter = ">"
 	}
-	ctx, cancel := b.request(ctx, apiSubject("DIRECT.GET", StreamName))
+	ctx, cancel := b.request(ctx, b.getSubject(StreamName))
 	defer cancel()
 	m, err := b.stream.GetMsg(ctx, seq, jetstream.WithGetMsgSubject(filter))
 	return m, refusal(ctx, err)

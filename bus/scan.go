@@ -1,12 +1,16 @@
 package bus
 
 import (
+	"cmp"
 	"context"
+	"crypto/rand"
 	"errors"
+	"fmt"
 	"slices"
 	"strings"
 	"time"
 
+	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 )
 
@@ -59,46 +63,133 @@ func (o scanOptions) selects(subject string) bool {
 }
 
 // scan calls fn for stored messages in order until it returns false, or the end
-// that was the end when scan began, or ctx ends if it follows.
+// that was the end when scan began, or ctx ends if it follows. When the server
+// that serves it goes away it goes on with another one, behind the last message
+// that fn had; up to scanAttempts times in a row, or for ever if it follows.
 func (b *Bus) scan(ctx context.Context, o scanOptions, fn func(jetstream.Msg, *jetstream.MsgMetadata) (bool, error)) error {
-	cfg := jetstream.OrderedConsumerConfig{FilterSubjects: narrow(o.subjects), DeliverPolicy: jetstream.DeliverAllPolicy, InactiveThreshold: time.Minute}
-	switch {
-	case !o.since.IsZero():
-		cfg.DeliverPolicy, cfg.OptStartTime = jetstream.DeliverByStartTimePolicy, &o.since
-	case o.from > 0:
-		cfg.DeliverPolicy, cfg.OptStartSeq = jetstream.DeliverByStartSequencePolicy, o.from
+	s := scan{b: b, o: o, fn: fn}
+	for fails := 1; ; fails++ {
+		before := s.last
+		err := s.run(ctx)
+		if s.last > before {
+			fails = 1
+		}
+		var cut interruption
+		switch {
+		case ctx.Err() != nil && o.follow:
+			return nil
+		case !errors.As(err, &cut):
+			return err
+		case ctx.Err() != nil || b.nc.IsClosed() || !s.opened || !o.follow && fails >= scanAttempts:
+			return cut.error
+		case fails == 1:
+			b.opts.Logger.WarnContext(ctx, "reading events interrupted, it goes on", "stream", o.stream, "error", cut.error)
+		}
+		b.pause(ctx, backoff(b.opts.Times, fails))
 	}
-	subject := apiSubject("CONSUMER.CREATE", o.stream, "*")
-	if len(cfg.FilterSubjects) == 1 {
-		subject += "." + cfg.FilterSubjects[0]
+}
+
+// scanAttempts is how often in a row a server may go away under who reads up to
+// the present.
+const scanAttempts = 3
+
+// interruption is about a server or the connection to it: another consumer may go
+// on.
+type interruption struct{ error }
+
+func (i interruption) Unwrap() error { return i.error }
+
+func interrupted(err error) error { return interruption{unavailable(err)} }
+
+// scan is one reading, through one consumer after the other. The client library
+// has consumers that renew themselves, but they don't heed a context while they
+// do, and ask for ever for one that was given to a server that is dead.
+type scan struct {
+	b  *Bus
+	o  scanOptions
+	fn func(jetstream.Msg, *jetstream.MsgMetadata) (bool, error)
+
+	opened bool   // there was a consumer
+	last   uint64 // stream sequence of the last message
+	end    uint64 // when not following: what came later is left out
+}
+
+// consumerConfig is a consumer of what was not read yet. It comes and goes with
+// its reader, on one server.
+func (s *scan) consumerConfig() jetstream.ConsumerConfig {
+	cfg := jetstream.ConsumerConfig{
+		Name: rand.Text(), AckPolicy: jetstream.AckNonePolicy, DeliverPolicy: jetstream.DeliverAllPolicy,
+		InactiveThreshold: time.Minute, Replicas: 1, MemoryStorage: true,
 	}
+	switch from := max(s.o.from, s.last+1); {
+	case s.last == 0 && !s.o.since.IsZero():
+		cfg.DeliverPolicy, cfg.OptStartTime = jetstream.DeliverByStartTimePolicy, &s.o.since
+	case from > 1:
+		cfg.DeliverPolicy, cfg.OptStartSeq = jetstream.DeliverByStartSequencePolicy, from
+	}
+	if filters := narrow(s.o.subjects); len(filters) == 1 {
+		cfg.FilterSubject = filters[0]
+	} else {
+		cfg.FilterSubjects = filters
+	}
+	return cfg
+}
+
+// run reads through one consumer.
+func (s *scan) run(ctx context.Context) error {
+	b, cfg := s.b, s.consumerConfig()
+	subject := apiSubject("CONSUMER.CREATE", s.o.stream, cfg.Name)
+	if cfg.FilterSubject != "" {
+		subject += "." + cfg.FilterSubject
+	}
+	caller := ctx
+	ctx, stop := b.whileConnected(caller)
+	defer stop()
 	cctx, cancel := b.request(ctx, subject)
 	defer cancel()
-	c, err := b.js.OrderedConsumer(cctx, o.stream, cfg)
+	c, err := b.js.CreateConsumer(cctx, s.o.stream, cfg)
 	if err != nil {
-		return unavailable(refusal(cctx, err))
+		err = unavailable(refusal(cctx, err))
+		if !errors.Is(err, ErrUnavailable) || errors.Is(err, ErrForbidden) {
+			return err
+		}
+		return interrupted(err)
 	}
-	name := c.CachedInfo().Name
-	defer func() {
+	s.opened = true
+	err = s.read(ctx, c)
+	var cut interruption
+	if caller.Err() != nil || !errors.As(err, &cut) { // else whoever has it may not answer
 		dctx, cancel := b.bound(context.WithoutCancel(ctx))
 		defer cancel()
 		// It would go by itself after its inactive threshold.
-		_ = b.js.DeleteConsumer(dctx, o.stream, name)
-	}()
-	if !o.follow && c.CachedInfo().NumPending == 0 {
-		return nil
+		_ = b.js.DeleteConsumer(dctx, s.o.stream, cfg.Name)
 	}
-	end := uint64(0) // when not following: what came later is left out
+	return err
+}
+
+func (s *scan) read(ctx context.Context, c jetstream.Consumer) error {
+	b, o := s.b, s.o
 	if !o.follow {
-		s, err := b.js.Stream(cctx, o.stream)
-		if err != nil {
-			return unavailable(err)
+		if c.CachedInfo().NumPending == 0 {
+			return nil
 		}
-		end = s.CachedInfo().State.LastSeq
+		if s.end == 0 {
+			sctx, cancel := b.bound(ctx)
+			defer cancel()
+			st, err := b.js.Stream(sctx, o.stream)
+			if err != nil {
+				return interrupted(err)
+			}
+			s.end = st.CachedInfo().State.LastSeq
+		}
 	}
-	it, err := c.Messages(jetstream.PullMaxMessagesWithBytesLimit(o.pull(), max(pullBytes, int(2*b.nc.MaxPayload()))))
+	it, err := c.Messages(
+		jetstream.PullMaxMessagesWithBytesLimit(o.pull(), max(pullBytes, int(2*b.nc.MaxPayload()))),
+		jetstream.PullExpiry(jetstream.DefaultExpires),
+		jetstream.PullHeartbeat(b.heartbeat(jetstream.DefaultExpires)),
+	)
 	if err != nil {
-		return unavailable(err)
+		return interrupted(err)
 	}
 	defer it.Stop()
 	next := scanner{b: b, it: it, c: c, follow: o.follow}
@@ -106,27 +197,40 @@ func (b *Bus) scan(ctx context.Context, o scanOptions, fn func(jetstream.Msg, *j
 	for {
 		m, meta, err := next.next(ctx)
 		if err != nil {
-			if ctx.Err() != nil && o.follow {
-				return nil
-			}
-			return unavailable(err)
+			return interrupted(cmp.Or(context.Cause(ctx), err))
 		}
 		if m == nil {
 			return nil
 		}
 		seq := meta.Sequence.Stream
-		if o.until > 0 && seq > o.until || end > 0 && seq > end {
+		if o.until > 0 && seq > o.until || s.end > 0 && seq > s.end {
 			return nil
 		}
+		s.last = seq
 		if seq >= o.from && o.selects(m.Subject()) {
-			if more, err := fn(m, meta); err != nil || !more {
+			if more, err := s.fn(m, meta); err != nil || !more {
 				return err
 			}
 		}
-		if !o.follow && meta.NumPending == 0 || seq == o.until || seq == end {
+		if !o.follow && meta.NumPending == 0 || seq == o.until || seq == s.end {
 			return nil
 		}
 	}
+}
+
+// whileConnected returns a context that ends when the connection was lost and is
+// there again: what was on its way then is lost.
+func (b *Bus) whileConnected(ctx context.Context) (context.Context, context.CancelFunc) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	reconnected := b.reconnects.next()
+	go func() {
+		select {
+		case <-reconnected:
+			cancel(nats.ErrDisconnected)
+		case <-ctx.Done():
+		}
+	}()
+	return ctx, func() { cancel(nil) }
 }
 
 // scanner takes messages from a consumer of stored ones.
@@ -158,6 +262,9 @@ func (s *scanner) next(ctx context.Context) (jetstream.Msg, *jetstream.MsgMetada
 			meta, err := m.Metadata()
 			if err != nil {
 				return nil, nil, err
+			}
+			if meta.Sequence.Consumer != s.last+1 {
+				return nil, nil, fmt.Errorf("messages got lost on their way: %d follows %d", meta.Sequence.Consumer, s.last)
 			}
 			s.last = meta.Sequence.Consumer
 			return m, meta, nil

@@ -187,7 +187,7 @@ func (s *State[T]) load(ctx context.Context, k Key) (entry, uint64, error) {
 	if err != nil {
 		return entry{}, 0, fmt.Errorf("read record: %w", err)
 	}
-	ctx, cancel := s.b.request(ctx, bucketRead(s.opts.Handler, name))
+	ctx, cancel := s.b.request(ctx, s.b.getSubject(bucketStream(s.opts.Handler), bucketWrite(s.opts.Handler, name)))
 	defer cancel()
 	v, err := s.kv.Get(ctx, name)
 	err = refusal(ctx, err)

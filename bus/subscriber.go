@@ -188,15 +188,10 @@ func (l *puller) pull(ctx context.Context) (err error) {
 	if l.idle {
 		expiry = l.b.opts.Times.IdleExpiry
 	}
-	heartbeat := expiry / 2 // the library's default
-	if l.b.opts.Replicas > 1 {
-		// A server that dies takes the pull with it, and nobody says so.
-		heartbeat = min(heartbeat, l.b.opts.Times.Heartbeat)
-	}
 	it, err := l.consumer.Messages(
 		jetstream.PullMaxMessages(10),
 		jetstream.PullExpiry(expiry),
-		jetstream.PullHeartbeat(heartbeat),
+		jetstream.PullHeartbeat(l.b.heartbeat(expiry)),
 		jetstream.PullPriorityGroup(pullGroup),
 		jetstream.PullPrioritized(l.priority()),
 	)
@@ -261,6 +256,15 @@ func (l *puller) pull(ctx context.Context) (err error) {
 			return err
 		}
 	}
+}
+
+// heartbeat is how often the server shows that a pull of a duration is open.
+func (b *Bus) heartbeat(expiry time.Duration) time.Duration {
+	if b.opts.Replicas > 1 {
+		// A server that dies takes the pull with it, and nobody says so.
+		return min(expiry/2, b.opts.Times.Heartbeat)
+	}
+	return expiry / 2 // the library's default
 }
 
 // next waits for a message, or until nothing came for up to the idle time, or

@@ -164,7 +164,7 @@ func TestTheServerRefusesWhatIsNotARolesOwn(t *testing.T) {
 			"pause":                      message("$JS.API.CONSUMER.PAUSE.K3SAS.decision-0", `{}`),
 			"consumers of the timers":    message("$JS.API.CONSUMER.CREATE.K3SAS_TIMERS.x", `{}`),
 			"account information":        message("$JS.API.INFO", ""),
-			"the old JetStream get":      message("$JS.API.STREAM.MSG.GET.K3SAS", `{"seq":1}`),
+			"a get of the timers":        message("$JS.API.STREAM.MSG.GET.K3SAS_TIMERS", `{"seq":1}`),
 			"read by sequence":           message("$JS.API.DIRECT.GET.KV_k3sas-collector", `{"seq":1}`),
 			"purge the payloads":         message("$JS.API.STREAM.PURGE.OBJ_k3sas-payloads", ""),
 			"delete a payload":           message("$JS.API.STREAM.MSG.DELETE.OBJ_k3sas-payloads", `{"seq":1}`),
@@ -200,12 +200,15 @@ func TestTheServerRefusesWhatIsNotARolesOwn(t *testing.T) {
 			}
 			if !readable[b] {
 				require.Contains(t, i.ask(t, message("$JS.API.DIRECT.GET.KV_k3sas-"+b+"."+key, "")), "Permissions Violation", "%s reads the bucket of %s", role, b)
+				require.Contains(t, i.ask(t, message("$JS.API.STREAM.MSG.GET.KV_k3sas-"+b, `{"seq":1}`)), "Permissions Violation", "%s reads the bucket of %s", role, b)
 				require.Contains(t, i.ask(t, message("$JS.API.CONSUMER.CREATE.KV_k3sas-"+b+".x.$KV.k3sas-"+b+".>", "{}")), "Permissions Violation", "%s watches the bucket of %s", role, b)
 			}
 		}
 		if role == RoleCollector {
 			require.Contains(t, i.ask(t, message("$JS.API.CONSUMER.CREATE.K3SAS.x.p.1.k3sas.home.node.n1.>", `{}`)), "Permissions Violation", "%s makes a consumer", role)
-			require.Contains(t, i.ask(t, message("$JS.API.DIRECT.GET.K3SAS", `{"seq":1}`)), "Permissions Violation", "%s reads the record", role)
+			for _, get := range []string{"DIRECT.GET", "STREAM.MSG.GET"} {
+				require.Contains(t, i.ask(t, message("$JS.API."+get+".K3SAS", `{"seq":1}`)), "Permissions Violation", "%s reads the record", role)
+			}
 		}
 		if !access(role).Record {
 			require.Contains(t, i.ask(t, message("$JS.API.CONSUMER.CREATE.K3SAS.x", `{}`)), "Permissions Violation", "%s makes a consumer of anything", role)
