@@ -212,12 +212,15 @@ type PoolPolicy struct {
 	Unneeded             Duration `json:"unneeded"`              // how long it must stay so
 	MinLifetime          Duration `json:"min_lifetime"`          // of a node, from Ready
 	MaxRemovals          int      `json:"max_removals"`          // nodes of the pool leaving at a time
-	RegisterDeadline     Duration `json:"register_deadline"`     // from the start of the machine to Ready
-	ClaimExpiry          Duration `json:"claim_expiry"`          // a claim not taken up by then is void
-	DrainDeadline        Duration `json:"drain_deadline"`        // then uncordon, nothing removed
-	BackoffInitial       Duration `json:"backoff_initial"`       // after a failed claim, doubled each time
-	BackoffMax           Duration `json:"backoff_max"`
-	BackoffReset         Duration `json:"backoff_reset"` // without failure, back to the initial value
+	// RemovalOrder is which node goes first: newest (also when absent),
+	// least-utilized or cheapest-to-move.
+	RemovalOrder     string   `json:"removal_order,omitempty"`
+	RegisterDeadline Duration `json:"register_deadline"` // from the start of the machine to Ready
+	ClaimExpiry      Duration `json:"claim_expiry"`      // a claim not taken up by then is void
+	DrainDeadline    Duration `json:"drain_deadline"`    // then uncordon, nothing removed
+	BackoffInitial   Duration `json:"backoff_initial"`   // after a failed claim, doubled each time
+	BackoffMax       Duration `json:"backoff_max"`
+	BackoffReset     Duration `json:"backoff_reset"` // without failure, back to the initial value
 }
 
 // Policy is everything of the configuration that decision reads.

@@ -29,7 +29,7 @@ func (r *Record) policy() scaling.Policy {
 			ScaleUpCooldown: o.ScaleUpCooldown.Std(), ScaleDownAfterAdd: o.ScaleDownAfterAdd.Std(),
 			ScaleDownAfterFail: o.ScaleDownAfterFail.Std(), ScaleDownCooldown: o.ScaleDownCooldown.Std(),
 			Stabilization: o.Stabilization.Std(), UtilizationThreshold: o.UtilizationThreshold, Unneeded: o.Unneeded.Std(),
-			MinLifetime: o.MinLifetime.Std(), MaxRemovals: o.MaxRemovals, RegisterDeadline: o.RegisterDeadline.Std(),
+			MinLifetime: o.MinLifetime.Std(), MaxRemovals: o.MaxRemovals, RemovalOrder: o.RemovalOrder, RegisterDeadline: o.RegisterDeadline.Std(),
 			ClaimExpiry: o.ClaimExpiry.Std(), DrainDeadline: o.DrainDeadline.Std(), BackoffInitial: o.BackoffInitial.Std(),
 			BackoffMax: o.BackoffMax.Std(), BackoffReset: o.BackoffReset.Std(),
 		})

@@ -105,6 +105,7 @@ type ScaleDown struct {
 	Cooldown             events.Duration `yaml:"cooldown" default:"10s" doc:"Between two removals."`
 	Stabilization        events.Duration `yaml:"stabilization" default:"5m" doc:"The highest need of this window counts."`
 	MinLifetime          events.Duration `yaml:"min_lifetime" default:"10m" doc:"No node is removed earlier, counted from Ready."`
+	Order                string          `yaml:"order" default:"newest" enum:"newest,least-utilized,cheapest-to-move" doc:"Which node goes first: the one that was Ready last, the one whose pods ask for least, or the one with the fewest pods to move."`
 	MaxRemovals          int             `yaml:"max_removals" default:"0" min:"0" doc:"Nodes of the pool leaving at a time; 0 means 10 % of max, at least one."`
 }
 

@@ -78,6 +78,7 @@ func (p Pool) policy() events.PoolPolicy {
 		Unneeded:             p.ScaleDown.Unneeded,
 		MinLifetime:          p.ScaleDown.MinLifetime,
 		MaxRemovals:          p.maxRemovals(),
+		RemovalOrder:         p.ScaleDown.Order,
 		RegisterDeadline:     p.RegisterDeadline,
 		ClaimExpiry:          p.ClaimExpiry,
 		DrainDeadline:        p.Drain.Deadline,

@@ -157,6 +157,17 @@ func (b Budget) selects(c *PodClass) bool {
 	return sel.Matches(labels.Set(c.Labels))
 }
 
+// budgetsOf are the disruption budgets that cover pods of a class.
+func (w *world) budgetsOf(c *PodClass) []Budget {
+	var out []Budget
+	for _, b := range w.budgets {
+		if b.selects(c) {
+			out = append(out, b)
+		}
+	}
+	return out
+}
+
 // unsimulated says which of a pod's constraints the simulation does not know.
 func unsimulated(c *PodClass) *misfit {
 	names := slices.Clone(c.Unsimulated)

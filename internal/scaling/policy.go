@@ -14,6 +14,17 @@ const (
 	Held = "held"
 )
 
+// Orders in which the nodes of a pool are removed.
+const (
+	// RemoveNewest removes the node that was Ready last: long-lived nodes hold
+	// what takes long to move.
+	RemoveNewest = "newest"
+	// RemoveLeastUtilized removes the node with the lowest requests.
+	RemoveLeastUtilized = "least-utilized"
+	// RemoveCheapest removes the node with the fewest pods to move.
+	RemoveCheapest = "cheapest-to-move"
+)
+
 // Policy is what an operator wants of one cluster.
 type Policy struct {
 	Pools      []Pool
@@ -79,6 +90,7 @@ type Pool struct {
 	UtilizationThreshold float64       // 0..1; below it a node is unneeded
 	Unneeded             time.Duration // how long it must stay so
 	MinLifetime          time.Duration // of a node, from Ready
+	RemovalOrder         string        // Remove…: which node goes first; empty: RemoveNewest
 	MaxRemovals          int           // nodes leaving at a time; below 1 counts as 1
 	RegisterDeadline     time.Duration // from the start of the machine to Ready
 	ClaimExpiry          time.Duration // a claim or drain not taken up by then is void

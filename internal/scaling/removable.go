@@ -1,6 +1,7 @@
 package scaling
 
 import (
+	"cmp"
 	"fmt"
 	"slices"
 	"strings"
@@ -11,10 +12,11 @@ type candidate struct {
 	n     *simNode
 	p     *poolRun
 	share int64 // max(cpu, memory) of requests / allocatable in thousandths
+	moves int   // pods that would have to move; for RemoveCheapest
 }
 
-// candidates are our Ready nodes that take pods, the newest first, then by
-// name. Cordoned nodes are not among them: somebody wants them as they are.
+// candidates are our Ready nodes that take pods, those of each pool in its order.
+// Cordoned nodes are not among them: somebody wants them as they are.
 func (e *evaluation) candidates() []candidate {
 	var out []candidate
 	for _, name := range e.world.names {
@@ -26,7 +28,31 @@ func (e *evaluation) candidates() []candidate {
 			out = append(out, candidate{n: n, p: p, share: e.world.utilization(n)})
 		}
 	}
-	slices.SortStableFunc(out, func(a, b candidate) int { return b.n.readyAt().Compare(a.n.readyAt()) })
+	newest := func(a, b candidate) int {
+		return cmp.Or(b.n.readyAt().Compare(a.n.readyAt()), cmpString(a.n.name, b.n.name))
+	}
+	slices.SortFunc(out, newest)
+	byPool := map[*poolRun][]candidate{}
+	for _, c := range out {
+		byPool[c.p] = append(byPool[c.p], c)
+	}
+	for p, cs := range byPool {
+		switch p.RemovalOrder {
+		case RemoveLeastUtilized:
+			slices.SortFunc(cs, func(a, b candidate) int { return cmp.Or(cmp.Compare(a.share, b.share), newest(a, b)) })
+		case RemoveCheapest:
+			for i := range cs {
+				cs[i].moves = len(e.world.toMove(cs[i].n))
+			}
+			slices.SortFunc(cs, func(a, b candidate) int {
+				return cmp.Or(cmp.Compare(a.moves, b.moves), cmp.Compare(a.share, b.share), newest(a, b))
+			})
+		}
+	}
+	// Each pool keeps the places of its nodes among those of the others.
+	for i, c := range out {
+		out[i], byPool[c.p] = byPool[c.p][0], byPool[c.p][1:]
+	}
 	return out
 }
 
@@ -90,23 +116,24 @@ func (e *evaluation) podBlockers(p *Pod, auto bool, block func(code, message, fi
 			block("UnmanagedPod", fmt.Sprintf("pod %s has no controller: nothing would create it again", p.Ref()),
 				"delete the pod, or annotate it "+AnnotationSafeToEvict+"=true")
 		}
-		if v := localVolume(p); v != "" {
+		if v := localVolume(p); v != "" && !bundled(c) {
 			block("LocalStorage", fmt.Sprintf("pod %s keeps data on the node in volume %s", p.Ref(), v),
 				"move the data, or annotate the pod "+AnnotationSafeToEvict+"=true")
 		}
-		if p.Namespace == "kube-system" {
-			block("KubeSystemPod", fmt.Sprintf("pod %s belongs to kube-system and to no DaemonSet", p.Ref()),
-				"annotate the pod "+AnnotationSafeToEvict+"=true, or keep it off this pool")
+		if p.Namespace == systemNamespace && !bundled(c) && len(e.world.budgetsOf(c)) == 0 {
+			block("KubeSystemPod", fmt.Sprintf("pod %s belongs to kube-system, to no DaemonSet, and to no disruption budget", p.Ref()),
+				"annotate the pod "+AnnotationSafeToEvict+"=true, give it a disruption budget, or keep it off this pool")
+		}
+		if c.Labels[labelApp] == ownApp {
+			block("OwnPod", fmt.Sprintf("pod %s belongs to k3s-autoscaler itself, which would interrupt its own work", p.Ref()),
+				"keep it off this pool, or annotate the pod "+AnnotationSafeToEvict+"=true")
 		}
 	}
 	if !auto {
 		return
 	}
 	var budgets []string
-	for _, b := range e.world.budgets {
-		if !b.selects(c) {
-			continue
-		}
+	for _, b := range e.world.budgetsOf(c) {
 		budgets = append(budgets, b.Namespace+"/"+b.Name)
 		if b.DisruptionsAllowed <= 0 {
 			block("PodDisruptionBudget", fmt.Sprintf("the budget %s/%s allows no disruption of pod %s", b.Namespace, b.Name, p.Ref()),
@@ -117,6 +144,37 @@ func (e *evaluation) podBlockers(p *Pod, auto bool, block func(code, message, fi
 		block("SeveralBudgets", fmt.Sprintf("pod %s is covered by the budgets %s: the API server evicts no such pod", p.Ref(), strings.Join(budgets, ", ")),
 			"leave the pod to one budget")
 	}
+}
+
+const (
+	systemNamespace = "kube-system"
+	// labelApp and ownApp are what the pods of our own manifests carry.
+	labelApp = "app.kubernetes.io/name"
+	ownApp   = "k3s-autoscaler"
+)
+
+// bundledApps are labels of what k3s itself runs in kube-system, by its packaged
+// manifests (coredns, metrics-server, local-path-provisioner, traefik). It can run
+// on any node, and what it keeps on one are scratch files; on a cluster of a few
+// nodes a rule against it would keep every node that it happens to run on.
+var bundledApps = []struct{ label, value string }{
+	{"k8s-app", "kube-dns"},
+	{"k8s-app", "metrics-server"},
+	{"app", "local-path-provisioner"},
+	{labelApp, "traefik"},
+}
+
+// bundled reports whether pods of the class come with k3s.
+func bundled(c *PodClass) bool {
+	if c.Namespace != systemNamespace {
+		return false
+	}
+	for _, a := range bundledApps {
+		if c.Labels[a.label] == a.value {
+			return true
+		}
+	}
+	return false
 }
 
 // localVolume names a volume of the pod that lives on the node and that nobody
