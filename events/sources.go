@@ -214,7 +214,12 @@ type PoolPolicy struct {
 	MaxRemovals          int      `json:"max_removals"`          // nodes of the pool leaving at a time
 	// RemovalOrder is which node goes first: newest (also when absent),
 	// least-utilized or cheapest-to-move.
-	RemovalOrder     string   `json:"removal_order,omitempty"`
+	RemovalOrder string `json:"removal_order,omitempty"`
+	// FlapCount times within FlapFreeze that a node is needed within FlapWithin of
+	// a removal end removals for FlapFreeze; 0 or absent: never.
+	FlapCount        int      `json:"flap_count,omitempty"`
+	FlapWithin       Duration `json:"flap_within,omitempty"`
+	FlapFreeze       Duration `json:"flap_freeze,omitempty"`
 	RegisterDeadline Duration `json:"register_deadline"` // from the start of the machine to Ready
 	ClaimExpiry      Duration `json:"claim_expiry"`      // a claim not taken up by then is void
 	DrainDeadline    Duration `json:"drain_deadline"`    // then uncordon, nothing removed
@@ -239,6 +244,8 @@ type Policy struct {
 	// ExpendableBelow is the priority under which a pod neither asks for a node
 	// nor keeps one; absent (earlier versions): -10.
 	ExpendableBelow *int32 `json:"expendable_below,omitempty"`
+	// MaxRemovalsPerHour limits removals in the whole cluster; 0 or absent: any number.
+	MaxRemovalsPerHour int `json:"max_removals_per_hour,omitempty"`
 	// PoolChoice chooses between pools that could serve the same pods.
 	PoolChoice []string `json:"pool_choice,omitempty"`
 }

@@ -20,7 +20,7 @@ func (r *Record) policy() scaling.Policy {
 	p := r.Config.Policy
 	out := scaling.Policy{ProtectedNodes: p.ProtectedNodes, StartupGrace: p.StartupGrace.Std(), StaleAfter: p.StaleAfter.Std(),
 		MaxUnreadyFraction: p.MaxUnreadyFraction, MaxUnreadyCount: p.MaxUnreadyCount,
-		ExpendableBelow: p.ExpendableBelow, PoolChoice: p.PoolChoice, DryRun: r.Config.DryRun}
+		MaxRemovalsPerHour: p.MaxRemovalsPerHour, ExpendableBelow: p.ExpendableBelow, PoolChoice: p.PoolChoice, DryRun: r.Config.DryRun}
 	for _, o := range p.Pools {
 		out.Pools = append(out.Pools, scaling.Pool{
 			Name: o.Name, Provider: o.Provider, Min: o.Min, Max: o.Max, Size: resources(o.Size),
@@ -29,7 +29,7 @@ func (r *Record) policy() scaling.Policy {
 			ScaleUpCooldown: o.ScaleUpCooldown.Std(), ScaleDownAfterAdd: o.ScaleDownAfterAdd.Std(),
 			ScaleDownAfterFail: o.ScaleDownAfterFail.Std(), ScaleDownCooldown: o.ScaleDownCooldown.Std(),
 			Stabilization: o.Stabilization.Std(), UtilizationThreshold: o.UtilizationThreshold, Unneeded: o.Unneeded.Std(),
-			MinLifetime: o.MinLifetime.Std(), MaxRemovals: o.MaxRemovals, RemovalOrder: o.RemovalOrder, RegisterDeadline: o.RegisterDeadline.Std(),
+			MinLifetime: o.MinLifetime.Std(), MaxRemovals: o.MaxRemovals, RemovalOrder: o.RemovalOrder, FlapCount: o.FlapCount, FlapWithin: o.FlapWithin.Std(), FlapFreeze: o.FlapFreeze.Std(), RegisterDeadline: o.RegisterDeadline.Std(),
 			ClaimExpiry: o.ClaimExpiry.Std(), DrainDeadline: o.DrainDeadline.Std(), BackoffInitial: o.BackoffInitial.Std(),
 			BackoffMax: o.BackoffMax.Std(), BackoffReset: o.BackoffReset.Std(),
 		})

@@ -107,6 +107,14 @@ type ScaleDown struct {
 	MinLifetime          events.Duration `yaml:"min_lifetime" default:"10m" doc:"No node is removed earlier, counted from Ready."`
 	Order                string          `yaml:"order" default:"newest" enum:"newest,least-utilized,cheapest-to-move" doc:"Which node goes first: the one that was Ready last, the one whose pods ask for least, or the one with the fewest pods to move."`
 	MaxRemovals          int             `yaml:"max_removals" default:"0" min:"0" doc:"Nodes of the pool leaving at a time; 0 means 10 % of max, at least one."`
+	Flap                 Flap            `yaml:"flap" doc:"When a pool is found to need its nodes again and again, and stops to remove them by itself."`
+}
+
+// Flap is when a pool stops to remove nodes that it needs again.
+type Flap struct {
+	Count  int             `yaml:"count" default:"3" min:"0" max:"100" doc:"How often within the time of 'freeze' a node is needed soon after a removal; 0: the pool never stops."`
+	Within events.Duration `yaml:"within" default:"10m" doc:"How soon after a removal."`
+	Freeze events.Duration `yaml:"freeze" default:"1h" doc:"How long no node is removed by itself then; people and tools still can."`
 }
 
 // Docker are the settings of the docker provider.
@@ -144,6 +152,7 @@ type Decision struct {
 	StaleAfter         events.Duration `yaml:"stale_after" default:"1m" doc:"A snapshot older than this no longer counts for scale-down."`
 	MaxUnreadyFraction float64         `yaml:"max_unready_fraction" default:"0.45" min:"0" max:"1" doc:"With more unready nodes than this share and more than max_unready_count, nothing is scaled."`
 	MaxUnreadyCount    int             `yaml:"max_unready_count" default:"3" min:"0" doc:"See max_unready_fraction."`
+	MaxRemovalsPerHour int             `yaml:"max_removals_per_hour" default:"0" min:"0" doc:"Nodes of the cluster that are removed within an hour at most, whoever asks for it without an override; 0: any number."`
 	ExpendableBelow    int             `yaml:"expendable_pods_priority_cutoff" default:"-10" min:"-2147483648" max:"1000000000" doc:"Pods of a lower priority ask for no node, keep none, and give way to any other."`
 	PoolChoice         []string        `yaml:"pool_choice" enum:"least-waste,priority,price,most-pods,least-nodes,balance" doc:"Which pool gets a node where several could serve the same pods; absent, least-waste, then least-nodes. The first of these that tells two pools apart decides; between equals, a hash of pods and pool. least-waste: the smallest share of the new nodes stays empty. priority: the highest pools[].priority. price: the lowest pools[].price of a served pod. most-pods: serves the most pods. least-nodes: the fewest nodes for a served pod. balance: the pool with the fewest nodes, and new nodes are spread over those that are as good in what comes before it."`
 }

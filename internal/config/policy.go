@@ -42,6 +42,7 @@ func (c *Config) Policy(cluster string) events.Policy {
 		StaleAfter:         c.Decision.StaleAfter,
 		MaxUnreadyFraction: c.Decision.MaxUnreadyFraction,
 		MaxUnreadyCount:    c.Decision.MaxUnreadyCount,
+		MaxRemovalsPerHour: c.Decision.MaxRemovalsPerHour,
 		PoolChoice:         slices.Clone(c.Decision.PoolChoice),
 	}
 	below := int32(c.Decision.ExpendableBelow) //nolint:gosec // its limits are an int32's
@@ -79,6 +80,9 @@ func (p Pool) policy() events.PoolPolicy {
 		MinLifetime:          p.ScaleDown.MinLifetime,
 		MaxRemovals:          p.maxRemovals(),
 		RemovalOrder:         p.ScaleDown.Order,
+		FlapCount:            p.ScaleDown.Flap.Count,
+		FlapWithin:           p.ScaleDown.Flap.Within,
+		FlapFreeze:           p.ScaleDown.Flap.Freeze,
 		RegisterDeadline:     p.RegisterDeadline,
 		ClaimExpiry:          p.ClaimExpiry,
 		DrainDeadline:        p.Drain.Deadline,

@@ -71,6 +71,8 @@ const (
 	CodeClaimsInFlight     = "ClaimsInFlight"     // what was asked for is on its way
 	CodeRemovalsInFlight   = "RemovalsInFlight"   // as many nodes leave as may at a time
 	CodeStabilizing        = "Stabilizing"        // the need was higher within the window
+	CodeFlapping           = "Flapping"           // nodes are needed again soon after a removal
+	CodeRemovalsPerHour    = "RemovalsPerHour"    // as many nodes were removed as may be within an hour
 	CodeUnneededTime       = "UnneededTime"       // not unneeded for long enough
 	CodeMinLifetime        = "MinLifetime"        // the node is too young
 	CodeStartupGrace       = "StartupGrace"       // the program started lately

@@ -136,6 +136,9 @@ func (e *evaluation) take(p *poolRun, all []candidate, n int, r Request) (int, G
 		case p.leaving >= p.maxRemovals() && !r.Override:
 			return got, p.removalsGuard()
 		}
+		if g := e.blastGuard(); g != nil && !r.Override {
+			return got, *g
+		}
 		if g := e.tooYoung(c.n, p); g != nil && !r.Override {
 			p.guard(*g)
 			stop = *g
@@ -304,6 +307,9 @@ func (e *evaluation) shrinkGuard(p *poolRun, c candidate, highest int) *Guard {
 	if p.leaving >= p.maxRemovals() {
 		g := p.removalsGuard()
 		return &g
+	}
+	if g := e.blastGuard(); g != nil {
+		return g
 	}
 	if p.size <= highest {
 		return &Guard{Guard: "stabilization", code: CodeStabilizing, Value: fmt.Sprint(highest), Until: p.st.Needs[0].At.Add(p.Stabilization),

@@ -117,6 +117,9 @@ func (e *evaluation) downGuard(p *poolRun, by string, override bool) *Guard {
 		if g := p.opposed(); g != nil {
 			return g
 		}
+		if g := e.frozen(p); g != nil {
+			return g
+		}
 		if p.inFlight+len(p.added) > 0 {
 			return &Guard{Guard: "claims_in_flight", code: CodeClaimsInFlight, Value: fmt.Sprint(p.inFlight + len(p.added)),
 				Message: fmt.Sprintf("pool %s waits for %s", p.Name, count(p.inFlight+len(p.added), "new node")), Lifts: "when they are Ready or have failed"}

@@ -42,6 +42,9 @@ type Policy struct {
 	// autoscaler does, whose defaults are 45 % and 3).
 	MaxUnreadyFraction float64
 	MaxUnreadyCount    int
+	// MaxRemovalsPerHour is how many nodes of the whole cluster are removed within
+	// an hour; below 1: any number.
+	MaxRemovalsPerHour int
 	// DryRun says that nobody acts on the decisions, so that a claim that
 	// expires is no failure.
 	DryRun bool
@@ -92,12 +95,16 @@ type Pool struct {
 	MinLifetime          time.Duration // of a node, from Ready
 	RemovalOrder         string        // Remove…: which node goes first; empty: RemoveNewest
 	MaxRemovals          int           // nodes leaving at a time; below 1 counts as 1
-	RegisterDeadline     time.Duration // from the start of the machine to Ready
-	ClaimExpiry          time.Duration // a claim or drain not taken up by then is void
-	DrainDeadline        time.Duration // then the drain is undone
-	BackoffInitial       time.Duration // after a failed claim, doubled each time
-	BackoffMax           time.Duration
-	BackoffReset         time.Duration // without a failure this long, back to the initial value
+	// FlapCount times within FlapFreeze that a node is needed within FlapWithin of
+	// a removal end removals for FlapFreeze. 0: never.
+	FlapCount              int
+	FlapWithin, FlapFreeze time.Duration
+	RegisterDeadline       time.Duration // from the start of the machine to Ready
+	ClaimExpiry            time.Duration // a claim or drain not taken up by then is void
+	DrainDeadline          time.Duration // then the drain is undone
+	BackoffInitial         time.Duration // after a failed claim, doubled each time
+	BackoffMax             time.Duration
+	BackoffReset           time.Duration // without a failure this long, back to the initial value
 }
 
 func (p Pool) maxRemovals() int { return max(p.MaxRemovals, 1) }

@@ -217,6 +217,10 @@ func (e *evaluation) remove(n *simNode, p *poolRun, why Reason, r Request) bool 
 	p.removed = append(p.removed, n.name)
 	p.downs = append(p.downs, why)
 	p.st.RemovedAt = e.now
+	if r.ID == "" {
+		p.st.ShrunkAt = e.now
+	}
+	e.noteRemoval()
 	n.kind, n.leaves = kindIdle, true
 	e.world.detach(n)
 	return true

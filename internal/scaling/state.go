@@ -28,6 +28,9 @@ type State struct {
 	Drains   map[string]Drain     `json:"drains,omitempty"`   // in flight, by node
 	Unneeded map[string]time.Time `json:"unneeded,omitempty"` // since when, by node
 	Pools    map[string]PoolState `json:"pools,omitempty"`
+	// Removals are when nodes were removed within the last hour, oldest first, as
+	// many as the policy limits them to.
+	Removals []time.Time `json:"removals,omitempty"`
 }
 
 // PoolState is what is remembered of one pool.
@@ -36,12 +39,23 @@ type PoolState struct {
 	AddedAt         time.Time `json:"added_at,omitzero"`          // last addition
 	RemovedAt       time.Time `json:"removed_at,omitzero"`        // last removal decided
 	RemovalFailedAt time.Time `json:"removal_failed_at,omitzero"` // last removal that was undone
-	Backoff         Backoff   `json:"backoff,omitzero"`
+	// ShrunkAt is when a node was last removed without anybody asking for it, as
+	// long as the pool needed none again.
+	ShrunkAt    time.Time `json:"shrunk_at,omitzero"`
+	Flaps       []Flap    `json:"flaps,omitempty"` // oldest first
+	FrozenUntil time.Time `json:"frozen_until,omitzero"`
+	Backoff     Backoff   `json:"backoff,omitzero"`
 	// Needs are the nodes that the pool needed within the stabilization window,
 	// oldest first, each lower than the one before: the first is the highest.
 	Needs []Need `json:"needs,omitempty"`
 	// Verdict is what was last said of the pool, to say the next only when it differs.
 	Verdict string `json:"verdict,omitempty"`
+}
+
+// Flap is a need for a node soon after a removal.
+type Flap struct {
+	At    time.Time     `json:"at"`
+	After time.Duration `json:"after"` // the removal
 }
 
 // Need is how many nodes a pool needed at an instant.
@@ -139,8 +153,9 @@ func (s State) clone() State {
 	s.Drains = cloneMap(s.Drains)
 	s.Unneeded = cloneMap(s.Unneeded)
 	s.Pools = cloneMap(s.Pools)
+	s.Removals = slices.Clone(s.Removals)
 	for name, p := range s.Pools {
-		p.Needs = slices.Clone(p.Needs)
+		p.Needs, p.Flaps = slices.Clone(p.Needs), slices.Clone(p.Flaps)
 		s.Pools[name] = p
 	}
 	return s

@@ -274,6 +274,9 @@ func (e *evaluation) claim(p *poolRun, cause string, why Reason) *simNode {
 	p.size++
 	p.physical++
 	p.st.AddedAt = e.now
+	if cause == CausePods || cause == CauseAlert {
+		p.neededAgain(e.now)
+	}
 	p.because(why)
 	n := p.instance(c.Node, kindNew, e)
 	e.world.add(n)
@@ -320,6 +323,7 @@ func (e *evaluation) revoke(n *simNode, why Reason) {
 	d.CancelledAt = e.now
 	e.s.Drains[n.name] = d
 	e.backIn(n, p)
+	p.neededAgain(e.now)
 	p.restored = append(p.restored, n.name)
 	p.because(Reason{why.Code, "the removal of node " + n.name + " is called off: " + why.Message})
 	e.cancel(n, p, Reason{CodeNewDemand, why.Message}, Request{})

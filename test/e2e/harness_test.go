@@ -180,7 +180,7 @@ func (p *product) writeConfig(pl pool) {
         backoff: {initial: 3s, max: 10s}
         drain: {deadline: %[15]s}
         scale_up: {cooldown: %[21]s}
-        scale_down: {unneeded: %[14]s, delay_after_add: 2s, delay_after_failure: 2s, cooldown: 1s, stabilization: 2s, min_lifetime: 1s}
+        scale_down: {unneeded: %[14]s, delay_after_add: 2s, delay_after_failure: 2s, cooldown: 1s, stabilization: 2s, min_lifetime: 1s, flap: {count: 0}}
         docker:
           host: %[11]s
           network: %[12]s
