@@ -88,15 +88,14 @@ func TestTheAutoscalerDoesNotRemoveTheNodeThatItRunsOn(t *testing.T) {
 	s := idle(t, "a-1", "a-2")
 	s.pool("a").Min = 0
 	s.class("self", 100).Labels = map[string]string{"app.kubernetes.io/name": "k3s-autoscaler"}
-	p := s.pods("self", "a-2", 1)
+	s.pods("self", "a-2", 1)
 	s.class("keep", 600)
 	s.pods("keep", "a-1", 1)
 	require.Empty(t, s.pass(30*time.Minute))
 	a := rejects(only(t, s.evaluate()), "node a-2", "OwnPod")
 	require.NotNil(t, a)
 	require.Contains(t, a.Fix, "keep it off this pool")
-	p = &s.obs.Pods[0]
-	p.Annotations = map[string]string{AnnotationSafeToEvict: "true"}
+	s.obs.Pods[0].Annotations = map[string]string{AnnotationSafeToEvict: "true"}
 	require.Equal(t, []string{"a-2"}, drained(s.until(10*time.Minute)))
 }
 
