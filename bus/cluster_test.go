@@ -3,6 +3,7 @@ package bus_test
 import (
 	"context"
 	"fmt"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -86,6 +87,10 @@ func TestReadersOfAClusterOutliveOneServer(t *testing.T) {
 	const readers, before, after = 12, 5, 20
 	servers := bustest.Cluster(t)
 	b := openClustered(t, servers[0], func(o *bus.Options) {
+		// The connection is to the server that ends: readers ask for another consumer
+		// before the others know that it is gone.
+		o.URL = strings.Join([]string{servers[2].ClientURL(), servers[0].ClientURL(), servers[1].ClientURL()}, ",")
+		o.Connect = append(o.Connect, nats.DontRandomize())
 		o.Times.Heartbeat = 500 * time.Millisecond
 		o.Times.Request = 2 * time.Second
 	})
