@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/testutil"
 	"github.com/stretchr/testify/require"
 
 	"github.com/k3s-autoscaler/k3s-autoscaler/bus"
@@ -202,6 +203,15 @@ func (b *testBundle) awaitPhase(phase lifecycle.DrainPhase) lifecycle.Drain {
 	var d lifecycle.Drain
 	require.Eventually(b.t, func() bool { d, _ = b.record(); return d.Phase == phase }, patience, 10*time.Millisecond)
 	return d
+}
+
+// counted waits until a process has counted the one removal, which it does when
+// its outcome is published, and makes sure that it counts it once.
+func (b *testBundle) counted(p *process, outcome string) {
+	b.t.Helper()
+	n := func() float64 { return testutil.ToFloat64(p.h.metrics.drains.WithLabelValues("remove", outcome)) }
+	require.Eventually(b.t, func() bool { return n() > 0 }, patience, 10*time.Millisecond)
+	require.InDelta(b.t, 1, n(), 0)
 }
 
 // settled waits until the handler has taken in everything that was published,
