@@ -49,7 +49,7 @@ func (s *State[T]) applyOnce(ctx context.Context, d Delivery, fn func(t *Turn[T]
 	case d.Sequence == e.Last.Sequence:
 		return s.again(ctx, d.Key, e, rev)
 	}
-	t, next, err := take(d.Key, e, s.turnTime(d, e), messageOrigin(s.opts.Handler, d), fn)
+	t, next, err := take(d.Key, e, turnTime(s.opts.Handler, d, e), messageOrigin(s.opts.Handler, d), fn)
 	if err != nil {
 		return err
 	}
@@ -69,12 +69,12 @@ func (s *State[T]) applyOnce(ctx context.Context, d Delivery, fn func(t *Turn[T]
 // record's deadline is never early, though the clock that published it may have
 // been ahead of the stream's: JetStream would take the next one for a copy, and
 // the deadline would not be met for as long as it remembers message ids.
-func (s *State[T]) turnTime(d Delivery, e entry) time.Time {
+func turnTime(handler string, d Delivery, e entry) time.Time {
 	if d.Event.Type() != events.TypeTimerFired || e.Due.IsZero() {
 		return d.StreamTime
 	}
 	p, err := events.Decode[events.TimerFired](d.Event)
-	if err != nil || p.Handler != s.opts.Handler || !p.DueAt.Equal(e.Due) {
+	if err != nil || p.Handler != handler || !p.DueAt.Equal(e.Due) {
 		return d.StreamTime
 	}
 	return later(d.StreamTime, e.Due)
@@ -187,7 +187,7 @@ func (s *State[T]) commit(ctx context.Context, c commitment[T]) (entry, uint64, 
 		}
 		c.next.Outbox = append(c.next.Outbox, owed{Sequence: c.turn.origin.sequence, Event: e})
 	}
-	if err := s.deadline(k, &c.next); err != nil {
+	if err := s.opts.deadline(k, &c.next); err != nil {
 		return c.next, 0, err
 	}
 	s.b.opts.OnStep(c.step + "/write/before")

@@ -46,16 +46,17 @@ func (t timer) firedEvent() (events.Event, error) {
 }
 
 // deadline notes in e when its record wants to be woken.
-func (s *State[T]) deadline(k Key, e *entry) error {
+func (o StateOptions[T]) deadline(k Key, e *entry) error {
 	e.Due = time.Time{}
-	if s.opts.Deadline == nil || !e.exists() {
+	if o.Deadline == nil || !e.exists() {
 		return nil
 	}
-	r, err := s.record(k, *e, 0)
-	if err == nil {
-		e.Due = s.opts.Deadline(k, r.State).UTC()
+	var st T
+	if err := json.Unmarshal(e.State, &st); err != nil {
+		return fmt.Errorf("record of %s: decode state: %w", k, err)
 	}
-	return err
+	e.Due = o.Deadline(k, st).UTC()
+	return nil
 }
 
 // arm replaces the timer of a record; a zero due disarms it. The timer is a

@@ -26,7 +26,7 @@ func main() { os.Exit(execute()) }
 func execute() int {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	return cli.Execute(ctx, cli.Options{Version: version, Run: run, Demo: show, Replay: again, BusProvision: provision, BusPermissions: permissions, BusRebase: rebase}, os.Args[1:])
+	return cli.Execute(ctx, cli.Options{Version: version, Run: run, Demo: show, Replay: again, Decide: decide, BusProvision: provision, BusPermissions: permissions, BusRebase: rebase}, os.Args[1:])
 }
 
 func run(ctx context.Context, o cli.RunOptions) (err error) {
@@ -50,6 +50,10 @@ func run(ctx context.Context, o cli.RunOptions) (err error) {
 	}
 	defer func() { err = errors.Join(err, a.Close()) }()
 	return a.Run(ctx)
+}
+
+func decide(ctx context.Context, o cli.DecideOptions) (replay.DecisionReport, error) {
+	return app.Decide(ctx, app.DecideOptions{Config: o.Config, Options: o.Replay})
 }
 
 func again(ctx context.Context, o cli.ReplayOptions) (replay.Report, error) {

@@ -27,15 +27,15 @@ type Options struct {
 	Registerer prometheus.Registerer // default none
 }
 
-// history reads the stream of record; *bus.Bus is one.
-type history interface {
+// History reads the stream of record; *bus.Bus is one.
+type History interface {
 	Read(ctx context.Context, o bus.ReadOptions) iter.Seq2[bus.Delivery, error]
 }
 
 // Handler is the subscriber. It implements bus.Handler.
 type Handler struct {
 	state   *bus.State[Record]
-	history history
+	history History
 	version string
 	clock   clock.PassiveClock
 	log     *slog.Logger
@@ -56,18 +56,22 @@ func New(ctx context.Context, o Options) (*Handler, error) {
 	if o.Logger == nil {
 		o.Logger = slog.Default()
 	}
-	state, err := bus.OpenState(ctx, o.Bus, bus.StateOptions[Record]{
-		Handler: events.HandlerDecision,
-		// Cooldowns, pauses, alerts and requests end at an instant of their own, not
-		// with the next snapshot.
-		Deadline: func(_ bus.Key, r Record) time.Time { return r.WakeAt },
-	})
+	state, err := bus.OpenState(ctx, o.Bus, stateOptions())
 	if err != nil {
 		return nil, fmt.Errorf("decision: open state: %w", err)
 	}
 	log := o.Logger.With("handler", events.HandlerDecision)
 	return &Handler{state: state, history: o.Bus, version: o.Version, clock: o.Clock, log: log,
 		metrics: newMetrics(o.Registerer, log), views: map[string]*view{}}, nil
+}
+
+func stateOptions() bus.StateOptions[Record] {
+	return bus.StateOptions[Record]{
+		Handler: events.HandlerDecision,
+		// Cooldowns, pauses, alerts and requests end at an instant of their own, not
+		// with the next snapshot.
+		Deadline: func(_ bus.Key, r Record) time.Time { return r.WakeAt },
+	}
 }
 
 // Name implements bus.Handler.

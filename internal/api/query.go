@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/danielgtaylor/huma/v2"
+	"github.com/prometheus/common/model"
 
 	"github.com/k3s-autoscaler/k3s-autoscaler/events"
 	"github.com/k3s-autoscaler/k3s-autoscaler/internal/audit"
@@ -56,6 +57,23 @@ func (f AuditFilter) query(now time.Time) (audit.Query, error) {
 	return q, nil
 }
 
+// ParseAgo reads how long ago something was, as Go or Prometheus write durations:
+// 90m, 2h30m, 7d.
+func ParseAgo(s string) (time.Duration, error) {
+	d, err := time.ParseDuration(s)
+	if err != nil {
+		m, merr := model.ParseDuration(s)
+		if merr != nil {
+			return 0, err
+		}
+		d = time.Duration(m)
+	}
+	if d < 0 {
+		return 0, fmt.Errorf("%s is not in the past", s)
+	}
+	return d, nil
+}
+
 // when reads an instant, or how long ago.
 func when(s string, now time.Time) (time.Time, error) {
 	if s == "" {
@@ -64,7 +82,7 @@ func when(s string, now time.Time) (time.Time, error) {
 	if t, err := time.Parse(time.RFC3339Nano, s); err == nil {
 		return t.UTC(), nil
 	}
-	if d, err := time.ParseDuration(s); err == nil && d >= 0 {
+	if d, err := ParseAgo(s); err == nil {
 		return now.Add(-d).UTC(), nil
 	}
 	return time.Time{}, errors.New("expected a time such as 2025-03-01T12:00:00Z or a duration such as 2h")

@@ -69,6 +69,31 @@ func Replay(ctx context.Context, o ReplayOptions) (_ replay.Report, err error) {
 	return replay.Audit(ctx, ro)
 }
 
+// DecideOptions say which decisions are taken again.
+type DecideOptions struct {
+	// Config names the stream; nil: Log of Options is given.
+	Config  *config.Config
+	Options replay.DecisionOptions
+}
+
+// Decide takes decisions again and compares them with those of the stream of
+// record, which it opens for reading alone.
+func Decide(ctx context.Context, o DecideOptions) (_ replay.DecisionReport, err error) {
+	do := o.Options
+	if do.Logger == nil {
+		do.Logger = slog.New(slog.DiscardHandler)
+	}
+	if o.Config != nil {
+		log, end, err := openLog(ctx, o.Config.Bus, do.Logger)
+		if err != nil {
+			return replay.DecisionReport{}, err
+		}
+		defer func() { err = errors.Join(err, end()) }()
+		do.Log = log
+	}
+	return replay.Decisions(ctx, do)
+}
+
 // openLog opens the stream of record for reading. An embedded one is started for
 // that, without a listener; nobody else may use its directory meanwhile.
 func openLog(ctx context.Context, c config.Bus, log *slog.Logger) (*bus.Reader, func() error, error) {

@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"path/filepath"
+	"strconv"
 	"testing"
 	"time"
 
@@ -23,6 +24,9 @@ func (b *testBundle) replayCLI(t *testing.T, args ...string) (code int, stdout, 
 		Stdout: &out, Stderr: &errOut, ConfigDir: t.TempDir(), Getenv: func(string) string { return "" },
 		Replay: func(ctx context.Context, o cli.ReplayOptions) (replay.Report, error) {
 			return Replay(ctx, ReplayOptions{Config: o.Config, Into: o.Into, Options: o.Replay})
+		},
+		Decide: func(ctx context.Context, o cli.DecideOptions) (replay.DecisionReport, error) {
+			return Decide(ctx, DecideOptions{Config: o.Config, Options: o.Replay})
 		},
 	}, append([]string{"replay"}, args...))
 	return code, out.String(), errOut.String()
@@ -58,6 +62,26 @@ func TestAReplayProvesTheAuditOfARunningProcess(t *testing.T) {
 	require.Positive(t, r.Rebuilt)
 	require.Less(t, r.Rebuilt, r.Events)
 
+	// The same process's decisions, taken again.
+	code, stdout, stderr = b.replayCLI(t, append(server, "--decisions", "--since", "7d")...)
+	require.Zero(t, code, stderr)
+	require.Contains(t, stdout, "equal: every decision is what it was, byte for byte")
+	code, stdout, stderr = b.replayCLI(t, append(server, "--decisions", "-o", "json")...)
+	require.Zero(t, code, stderr)
+	var again struct {
+		replay.DecisionReport
+		Equal bool
+	}
+	require.NoError(t, json.Unmarshal([]byte(stdout), &again))
+	require.True(t, again.Equal)
+	require.Positive(t, again.Clusters[0].Decisions)
+	code, _, stderr = b.replayCLI(t, append(server, "--decisions", "--from", strconv.FormatUint(again.StreamLast, 10))...)
+	require.Equal(t, cli.ExitFailure, code)
+	require.Contains(t, stderr, "no checkpoint of decision")
+	code, _, stderr = b.replayCLI(t, append(server, "--decisions", "--into", into)...)
+	require.Equal(t, cli.ExitUsage, code)
+	require.Contains(t, stderr, "into")
+
 	// The stream is held by the process, until that ends.
 	_, err := Replay(t.Context(), ReplayOptions{Config: b.config})
 	require.ErrorContains(t, err, "leave out --config to ask the running process")
@@ -66,4 +90,7 @@ func TestAReplayProvesTheAuditOfARunningProcess(t *testing.T) {
 	require.NoError(t, err)
 	require.True(t, report.Equal(), "%+v", report.First)
 	require.Equal(t, report.StreamLast, report.To, "the last events of the process are recorded too")
+	decided, err := Decide(t.Context(), DecideOptions{Config: b.config})
+	require.NoError(t, err)
+	require.True(t, decided.Equal(), "%+v", decided)
 }

@@ -70,13 +70,14 @@ type PermissionsOptions struct {
 	Stdout io.Writer
 }
 
-// Options of the command line. Run, Demo, Replay and those of the bus are required; everything else
+// Options of the command line. Run, Demo, Replay, Decide and those of the bus are required; everything else
 // defaults to the process's own.
 type Options struct {
 	Version string
 	Run     func(ctx context.Context, o RunOptions) error
 	Demo    func(ctx context.Context, o DemoOptions) error
 	Replay  func(ctx context.Context, o ReplayOptions) (replay.Report, error)
+	Decide  func(ctx context.Context, o DecideOptions) (replay.DecisionReport, error)
 
 	BusProvision   func(ctx context.Context, o ProvisionOptions) error
 	BusRebase      func(ctx context.Context, o RebaseOptions) (bus.Rebased, error)

@@ -28,9 +28,10 @@ type ReplayOptions struct {
 func (a *app) replayCommand() *cobra.Command {
 	var from, to, handler, into, configPath, cluster, node string
 	var types []string
+	var decisions bool
 	c := &cobra.Command{
 		Use:   "replay",
-		Short: "Rebuild the audit store from the stream and prove that it is the live one",
+		Short: "Rebuild the audit store from the stream, or take decisions again, and prove that nothing differs",
 		Long: `Give the events of the stream to a handler again, into a store of its own, and
 compare what comes out with what the live one has: record by record, byte by
 byte. A difference is printed, and the exit code is 1.
@@ -44,10 +45,17 @@ directory while no process uses it.
 --from and --to take a sequence, a time, or how long ago. Without --to it goes as
 far as the live store. --type, --node and --cluster select the records that are
 compared; all of the range is replayed, since a record depends on what came
-before it.`,
-		Example: "  k3s-autoscaler replay --from 24h\n  k3s-autoscaler replay --from 1200 --to 1300 --into rebuilt.db\n  k3s-autoscaler replay --config config.yaml   # while it is stopped",
+before it.
+
+With --decisions it takes every decision again, from the first checkpoint in the
+range on, and compares each event that a decision led to, and the whole state at
+each checkpoint, with what the log holds.`,
+		Example: "  k3s-autoscaler replay --from 24h\n  k3s-autoscaler replay --decisions --since 7d\n  k3s-autoscaler replay --from 1200 --to 1300 --into rebuilt.db\n  k3s-autoscaler replay --config config.yaml   # while it is stopped",
 		Args:    cobra.NoArgs,
 		RunE: do(func(cmd *cobra.Command, _ []string) error {
+			if decisions {
+				return a.decideAgain(cmd, from, to, cluster, configPath)
+			}
 			if handler != events.HandlerAuditing {
 				return usagef("--to-handler: is %q, expected %s: it records and does not act", handler, events.HandlerAuditing)
 			}
@@ -88,6 +96,8 @@ before it.`,
 	}
 	f := c.Flags()
 	f.StringVar(&from, "from", "", "begin with it: a sequence, a time, or how long ago (default: the oldest event)")
+	f.StringVar(&from, "since", "", "the same as --from")
+	f.BoolVar(&decisions, "decisions", false, "take the decisions again, instead of recording them")
 	f.StringVar(&to, "to", "", "end: a sequence (inclusive), a time, or how long ago (default: what the live store has)")
 	f.StringVar(&handler, "to-handler", events.HandlerAuditing, "the handler that gets the events: "+events.HandlerAuditing)
 	f.StringSliceVar(&types, "type", nil, "compare only these types, e.g. node.ready or node.*")
@@ -96,6 +106,10 @@ before it.`,
 	f.StringVar(&into, "into", "", "keep the rebuilt store in this file, which must not exist")
 	f.StringVar(&configPath, "config", "", "open stream and audit store of this configuration, instead of asking a process")
 	_ = c.MarkFlagFilename("config", "yaml", "yml") // the flag exists
+	c.MarkFlagsMutuallyExclusive("from", "since")
+	for _, flag := range []string{"to-handler", "type", "node", "into"} {
+		c.MarkFlagsMutuallyExclusive("decisions", flag)
+	}
 	return a.listing(c)
 }
 
@@ -113,7 +127,7 @@ func (a *app) position(flag, s string) (replay.Position, error) {
 	if seq, err := strconv.ParseUint(s, 10, 63); err == nil && seq > 0 {
 		return replay.Position{Sequence: seq}, nil
 	}
-	if d, err := time.ParseDuration(s); err == nil && d >= 0 {
+	if d, err := api.ParseAgo(s); err == nil {
 		return replay.Position{Time: a.Clock.Now().Add(-d).UTC()}, nil
 	}
 	t, err := time.Parse(time.RFC3339Nano, s)

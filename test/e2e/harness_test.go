@@ -139,6 +139,7 @@ func newProduct(t *testing.T, cluster string, p pool) *product {
 	pr.writeConfig(p)
 	t.Cleanup(func() {
 		pr.stop()
+		pr.decidesAgain()
 		removeAll(t, cluster)
 		showLog(t, "the product", filepath.Join(pr.dir, "run.log"), 120)
 	})
@@ -265,6 +266,25 @@ func (p *product) stop() {
 	}
 	p.cmd = nil
 	p.log.Close()
+}
+
+// decidesAgain takes every decision of the test again, from the log that the
+// product left: each must be what it was, byte for byte.
+func (p *product) decidesAgain() {
+	p.t.Helper()
+	if p.t.Failed() || p.log == nil {
+		return // there is more to say, or it never ran
+	}
+	out, errOut, err := p.cli("replay", "--decisions", "--config", p.config)
+	if err != nil && strings.Contains(errOut, "no checkpoint of decision") {
+		p.t.Logf("no decision was taken that could be taken again")
+		return
+	}
+	if err != nil {
+		p.t.Errorf("replay --decisions: %v\n%s%s", err, out, errOut)
+		return
+	}
+	p.t.Logf("replay --decisions says:\n%s", out)
 }
 
 // cli runs the product's own command line against it.

@@ -1,0 +1,71 @@
+package decision
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"slices"
+
+	"github.com/k3s-autoscaler/k3s-autoscaler/bus"
+	"github.com/k3s-autoscaler/k3s-autoscaler/events"
+)
+
+// Rerun decides again on one cluster what was decided, from a checkpoint on. It
+// runs the handler's own code on a record in memory, and publishes nothing.
+type Rerun struct {
+	h   *Handler
+	v   *view
+	run *bus.Rerun[Record]
+}
+
+// NewRerun begins after the full snapshot that the checkpoint d follows. history
+// must hold that.
+func NewRerun(history History, d bus.Delivery) (*Rerun, error) {
+	p, err := events.Decode[events.DecisionCheckpointed](d.Event)
+	if err != nil {
+		return nil, fmt.Errorf("begin with the checkpoint of cluster %s: %w", d.Key.Cluster, err)
+	}
+	var rec Record
+	if err := json.Unmarshal(p.State, &rec); err != nil {
+		return nil, fmt.Errorf("begin with the checkpoint of cluster %s: read its state: %w", d.Key.Cluster, err)
+	}
+	run, err := bus.NewRerun(stateOptions(), d.Key, rec, d.Incarnation, p.Snapshot, p.At)
+	if err != nil {
+		return nil, fmt.Errorf("begin with the checkpoint of cluster %s: %w", d.Key.Cluster, err)
+	}
+	return &Rerun{h: &Handler{history: history, version: p.Version}, v: &view{fold: events.NewFold()}, run: run}, nil
+}
+
+// Reads reports whether the live handler received a delivery: its type and key are
+// decision's, and it is no copy for another handler.
+func Reads(d bus.Delivery) bool {
+	def, ok := events.Lookup(d.Event.Type())
+	if !ok || !d.Key.IsCluster() || !def.ReadBy(events.HandlerDecision) || d.Redrive.Handler != "" && d.Redrive.Handler != events.HandlerDecision {
+		return false
+	}
+	if d.Event.Type() != events.TypeTimerFired {
+		return !events.Addressed(d.Event.Type()) // what is addressed the bus carries out itself
+	}
+	p, err := events.Decode[events.TimerFired](d.Event)
+	return err == nil && p.Handler == events.HandlerDecision
+}
+
+// Handle returns what follows from a delivery that the live handler received. What
+// that set aside at once leads to nothing.
+func (r *Rerun) Handle(ctx context.Context, d bus.Delivery) ([]events.Event, error) {
+	in, err := decode(d.Event)
+	if err != nil {
+		return nil, nil
+	}
+	out, err := r.run.Apply(d, func(t *bus.Turn[Record]) error {
+		_, err := r.h.turn(ctx, d, in, r.v, t)
+		return err
+	})
+	if bus.IsTerminal(err) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("decide again on %s %s of cluster %s: %w", d.Event.Type(), d.Event.ID(), d.Key.Cluster, err)
+	}
+	return slices.Clone(out), nil
+}
