@@ -29,15 +29,11 @@ func (a *app) decideAgain(cmd *cobra.Command, from, to, cluster, configPath stri
 	if o.Replay.To, err = a.position("--to", to); err != nil {
 		return err
 	}
-	if configPath != "" {
-		if o.Config, err = a.loadConfig(configPath, false); err != nil {
-			return err
-		}
-	} else {
-		cl, err := a.connect()
-		if err != nil {
-			return err
-		}
+	var cl *client
+	if o.Config, cl, err = a.source(configPath); err != nil {
+		return err
+	}
+	if cl != nil {
 		o.Replay.Log = remoteLog{a, cl}
 	}
 	r, err := a.Decide(cmd.Context(), o)

@@ -70,15 +70,11 @@ each checkpoint, with what the log holds.`,
 			if o.Replay.Types, err = api.MatchTypes(types); err != nil {
 				return usagef("--type: %w", err)
 			}
-			if configPath != "" {
-				if o.Config, err = a.loadConfig(configPath, false); err != nil {
-					return err
-				}
-			} else {
-				cl, err := a.connect()
-				if err != nil {
-					return err
-				}
+			var cl *client
+			if o.Config, cl, err = a.source(configPath); err != nil {
+				return err
+			}
+			if cl != nil {
 				o.Replay.Log, o.Replay.Live = remoteLog{a, cl}, remoteAudit{cl}
 			}
 			r, err := a.Replay(cmd.Context(), o)
@@ -111,6 +107,16 @@ each checkpoint, with what the log holds.`,
 		c.MarkFlagsMutuallyExclusive("decisions", flag)
 	}
 	return a.listing(c)
+}
+
+// source is where a replay reads: what a configuration names, or a running process.
+func (a *app) source(configPath string) (*config.Config, *client, error) {
+	if configPath != "" {
+		c, err := a.loadConfig(configPath, false)
+		return c, nil, err
+	}
+	cl, err := a.connect()
+	return nil, cl, err
 }
 
 // replayed is a report with its verdict.
