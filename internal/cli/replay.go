@@ -31,7 +31,7 @@ func (a *app) replayCommand() *cobra.Command {
 	var decisions bool
 	c := &cobra.Command{
 		Use:   "replay",
-		Short: "Rebuild the audit store from the stream, or take decisions again, and prove that nothing differs",
+		Short: "Rebuild the audit store, or take every decision again, and prove that it is the same",
 		Long: `Give the events of the stream to a handler again, into a store of its own, and
 compare what comes out with what the live one has: record by record, byte by
 byte. A difference is printed, and the exit code is 1.
