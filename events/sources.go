@@ -187,6 +187,15 @@ type AlertRule struct {
 	Amount    int       `json:"amount"`    // nodes to add while the alert fires; for down, how many may go at a time
 }
 
+// RemovalBudget is how many nodes of a pool may leave at a time, always or within
+// windows.
+type RemovalBudget struct {
+	Nodes    string   `json:"nodes"`              // a number, or a share such as 10%
+	Schedule string   `json:"schedule,omitempty"` // when a window begins, as cron writes it; absent: always
+	Duration Duration `json:"duration,omitempty"` // of a window
+	Timezone string   `json:"timezone,omitempty"` // of the schedule; absent: UTC
+}
+
 // PoolPolicy is the policy of one pool. Every duration is positive; the
 // defaults are the configuration's.
 type PoolPolicy struct {
@@ -215,6 +224,8 @@ type PoolPolicy struct {
 	// RemovalOrder is which node goes first: newest (also when absent),
 	// least-utilized or cheapest-to-move.
 	RemovalOrder string `json:"removal_order,omitempty"`
+	// RemovalBudgets limit further how many nodes leave at a time; the lowest counts.
+	RemovalBudgets []RemovalBudget `json:"removal_budgets,omitempty"`
 	// FlapCount times within FlapFreeze that a node is needed within FlapWithin of
 	// a removal end removals for FlapFreeze; 0 or absent: never.
 	FlapCount        int      `json:"flap_count,omitempty"`

@@ -9,6 +9,7 @@ import (
 	"os/signal"
 	"syscall"
 	"text/tabwriter"
+	_ "time/tzdata" // budgets name time zones; images have none
 
 	"github.com/k3s-autoscaler/k3s-autoscaler/bus"
 	"github.com/k3s-autoscaler/k3s-autoscaler/internal/app"

@@ -34,6 +34,11 @@ func (r *Record) policy() scaling.Policy {
 			BackoffMax: o.BackoffMax.Std(), BackoffReset: o.BackoffReset.Std(),
 		})
 	}
+	for i, o := range p.Pools {
+		for _, b := range o.RemovalBudgets {
+			out.Pools[i].Budgets = append(out.Pools[i].Budgets, scaling.RemovalBudget{Nodes: b.Nodes, Schedule: b.Schedule, Duration: b.Duration.Std(), Timezone: b.Timezone})
+		}
+	}
 	for _, o := range p.AlertRules {
 		rule := scaling.AlertRule{Name: o.Name, Pool: o.Pool, Direction: o.Direction, Amount: o.Amount}
 		for _, m := range o.Matchers {

@@ -13,6 +13,7 @@ import (
 	"k8s.io/apimachinery/pkg/util/validation"
 
 	"github.com/k3s-autoscaler/k3s-autoscaler/events"
+	"github.com/k3s-autoscaler/k3s-autoscaler/internal/scaling"
 )
 
 // labelPrefix is ours alone.
@@ -126,6 +127,9 @@ func (d *decoder) checkPool(at string, p Pool) {
 	if p.Backoff.Initial > p.Backoff.Max {
 		d.fail(d.given(at+".backoff.initial", at+".backoff.max"), fmt.Sprintf("initial is %s, longer than max (%s)", p.Backoff.Initial, p.Backoff.Max), "initial at most max")
 	}
+	for i, b := range p.ScaleDown.Budgets {
+		d.checkBudget(fmt.Sprintf("%s.scale_down.budgets[%d]", at, i), b)
+	}
 	if p.Docker == nil {
 		return
 	}
@@ -134,6 +138,21 @@ func (d *decoder) checkPool(at string, p Pool) {
 		return
 	}
 	d.checkDocker(at+".docker", *p.Docker)
+}
+
+// checkBudget wants what the core understands: to it, anything else is a budget of
+// no nodes.
+func (d *decoder) checkBudget(at string, b RemovalBudget) {
+	field, err := scaling.RemovalBudget{Nodes: b.Nodes, Schedule: b.Schedule, Duration: b.Duration.Std(), Timezone: b.Timezone}.Check()
+	if err == nil {
+		return
+	}
+	d.fail(d.given(at+"."+field, at), err.Error(), map[string]string{
+		"nodes":    "a number of nodes such as 0 or 2, or a share of the pool such as 10%",
+		"schedule": "five fields as cron has them, such as 0 9 * * 1-5, or @daily; the timezone has a key of its own",
+		"duration": "how long a window lasts, such as 8h, where there is a schedule",
+		"timezone": "a name of the tz database such as Europe/Berlin, or UTC",
+	}[field])
 }
 
 // checkTaints looks for startup taints that no node could shed: a taint is known

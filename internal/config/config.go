@@ -107,7 +107,16 @@ type ScaleDown struct {
 	MinLifetime          events.Duration `yaml:"min_lifetime" default:"10m" doc:"No node is removed earlier, counted from Ready."`
 	Order                string          `yaml:"order" default:"newest" enum:"newest,least-utilized,cheapest-to-move" doc:"Which node goes first: the one that was Ready last, the one whose pods ask for least, or the one with the fewest pods to move."`
 	MaxRemovals          int             `yaml:"max_removals" default:"0" min:"0" doc:"Nodes of the pool leaving at a time; 0 means 10 % of max, at least one."`
+	Budgets              []RemovalBudget `yaml:"budgets" doc:"How many nodes of the pool may leave at a time, always or within windows; of several the lowest counts, max_removals among them. A person passes them with an override."`
 	Flap                 Flap            `yaml:"flap" doc:"When a pool is found to need its nodes again and again, and stops to remove them by itself."`
+}
+
+// RemovalBudget is how many nodes of a pool may leave at a time.
+type RemovalBudget struct {
+	Nodes    string          `yaml:"nodes" required:"true" doc:"A number, or a share of the pool such as 10%, rounded up; 0 keeps them all."`
+	Schedule string          `yaml:"schedule" doc:"When a window begins, as cron writes it: minute hour day-of-month month day-of-week, or @daily and the like. Absent: always."`
+	Duration events.Duration `yaml:"duration" doc:"How long a window lasts."`
+	Timezone string          `yaml:"timezone" default:"UTC" doc:"That of the schedule, e.g. Europe/Berlin."`
 }
 
 // Flap is when a pool stops to remove nodes that it needs again.

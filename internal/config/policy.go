@@ -90,6 +90,9 @@ func (p Pool) policy() events.PoolPolicy {
 		BackoffMax:           p.Backoff.Max,
 		BackoffReset:         p.Backoff.Reset,
 	}
+	for _, b := range p.ScaleDown.Budgets {
+		out.RemovalBudgets = append(out.RemovalBudgets, events.RemovalBudget(b))
+	}
 	for _, t := range p.Taints {
 		out.Taints = append(out.Taints, events.Taint(t))
 	}

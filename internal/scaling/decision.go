@@ -71,6 +71,7 @@ const (
 	CodeClaimsInFlight     = "ClaimsInFlight"     // what was asked for is on its way
 	CodeRemovalsInFlight   = "RemovalsInFlight"   // as many nodes leave as may at a time
 	CodeStabilizing        = "Stabilizing"        // the need was higher within the window
+	CodeBudget             = "RemovalBudget"      // a budget of the pool lets no more nodes leave
 	CodeFlapping           = "Flapping"           // nodes are needed again soon after a removal
 	CodeRemovalsPerHour    = "RemovalsPerHour"    // as many nodes were removed as may be within an hour
 	CodeUnneededTime       = "UnneededTime"       // not unneeded for long enough

@@ -133,7 +133,7 @@ func (e *evaluation) take(p *poolRun, all []candidate, n int, r Request) (int, G
 			return got, stop
 		case e.belowMin(p, c.n):
 			return got, p.minGuard()
-		case p.leaving >= p.maxRemovals() && !r.Override:
+		case p.leaving >= p.mayLeave && !r.Override:
 			return got, p.removalsGuard()
 		}
 		if g := e.blastGuard(); g != nil && !r.Override {
@@ -191,7 +191,7 @@ func (e *evaluation) downAlerts(p *poolRun, all []candidate) {
 		p.held(g, why)
 		return
 	}
-	room := min(amount, p.maxRemovals()) - p.leaving
+	room := min(amount, p.mayLeave) - p.leaving
 	if room <= 0 {
 		g := p.removalsGuard()
 		p.held(&g, why)
@@ -304,7 +304,7 @@ func (e *evaluation) shrinkGuard(p *poolRun, c candidate, highest int) *Guard {
 		g := p.minGuard()
 		return &g
 	}
-	if p.leaving >= p.maxRemovals() {
+	if p.leaving >= p.mayLeave {
 		g := p.removalsGuard()
 		return &g
 	}

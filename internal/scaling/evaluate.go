@@ -47,6 +47,10 @@ type poolRun struct {
 	inFlight int // claims that are not Ready yet
 	before   int // size when the evaluation began
 
+	mayLeave   int            // nodes at a time
+	tightest   *RemovalBudget // of them, nil: the pool's MaxRemovals
+	budgetEnds time.Time      // zero: never
+
 	added     []string
 	removed   []string
 	restored  []string
@@ -183,7 +187,7 @@ func anyMatches(rules []AlertRule, labels map[string]string) bool {
 func (e *evaluation) pool(name string) *poolRun {
 	i, ok := slices.BinarySearchFunc(e.pools, name, func(p *poolRun, n string) int { return cmpString(p.Name, n) })
 	if !ok {
-		p := &poolRun{Pool: Pool{Name: name, ClaimExpiry: time.Minute, DrainDeadline: 2 * time.Minute}}
+		p := &poolRun{Pool: Pool{Name: name, ClaimExpiry: time.Minute, DrainDeadline: 2 * time.Minute}, mayLeave: 1}
 		e.pools = slices.Insert(e.pools, i, p)
 		return p
 	}

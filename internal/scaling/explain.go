@@ -12,7 +12,7 @@ import (
 // them from going.
 var weight = []string{
 	CodeStaleSnapshot, CodeUnknownPool, CodeRequestRefused, CodeRequestExpired, CodeRequestDeferred, CodeTooManyUnready,
-	CodePaused, CodeBackoff, CodeAtMax, CodeNoPoolFits, CodeCooldown, CodeClaimsInFlight, CodeRemovalsInFlight,
+	CodePaused, CodeBackoff, CodeAtMax, CodeNoPoolFits, CodeCooldown, CodeClaimsInFlight, CodeRemovalsInFlight, CodeBudget,
 	CodeAlert, CodeStartupGrace, CodeFlapping, CodeRemovalsPerHour, CodeStabilizing, CodeUnneededTime, CodeMinLifetime, CodeAtMin, CodeNoRemovableNode, CodeSteady,
 }
 

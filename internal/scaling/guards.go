@@ -58,12 +58,6 @@ func (p *poolRun) minGuard() Guard {
 		Lifts:   "when min is lowered or the pool grows"}
 }
 
-func (p *poolRun) removalsGuard() Guard {
-	return Guard{Guard: "max_removals", code: CodeRemovalsInFlight, Value: fmt.Sprintf("%d of %d", p.leaving, p.maxRemovals()),
-		Message: fmt.Sprintf("%s of pool %s, at most %d may leave at a time", agree(p.leaving, "node is leaving", "nodes are leaving"), p.Name, p.maxRemovals()),
-		Lifts:   "when a removal is over"}
-}
-
 // notForRemoval says why the observation does not count for removals, or nil.
 // Unknown is not zero: what is missing or old never removes a node.
 func (e *evaluation) notForRemoval() *Guard {

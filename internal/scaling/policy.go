@@ -95,6 +95,8 @@ type Pool struct {
 	MinLifetime          time.Duration // of a node, from Ready
 	RemovalOrder         string        // Remove…: which node goes first; empty: RemoveNewest
 	MaxRemovals          int           // nodes leaving at a time; below 1 counts as 1
+	// Budgets limit further how many nodes leave at a time.
+	Budgets []RemovalBudget
 	// FlapCount times within FlapFreeze that a node is needed within FlapWithin of
 	// a removal end removals for FlapFreeze. 0: never.
 	FlapCount              int
@@ -106,8 +108,6 @@ type Pool struct {
 	BackoffMax             time.Duration
 	BackoffReset           time.Duration // without a failure this long, back to the initial value
 }
-
-func (p Pool) maxRemovals() int { return max(p.MaxRemovals, 1) }
 
 // AlertRule says what an alert asks for.
 type AlertRule struct {

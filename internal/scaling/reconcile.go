@@ -255,6 +255,7 @@ func (e *evaluation) measure() {
 	}
 	for _, p := range e.pools {
 		p.before = p.size
+		p.budget(e.now)
 	}
 	if unready > e.policy.MaxUnreadyCount && float64(unready) > e.policy.MaxUnreadyFraction*float64(all) {
 		e.unready = &Guard{Guard: "too_many_unready", code: CodeTooManyUnready, Value: fmt.Sprintf("%d of %d", unready, all),

@@ -139,9 +139,9 @@ func (e *evaluation) nodeRequest(r Request) {
 		p.guard(p.minGuard())
 		e.refuse(r, CodeAtMin, "pool %s has %s Ready and %d in all, its minimum is %d: lower min or add a node first",
 			p.Name, count(p.ready, "node"), p.size, p.Min)
-	case p.leaving >= p.maxRemovals() && !r.Override:
+	case p.leaving >= p.mayLeave && !r.Override:
 		p.guard(p.removalsGuard())
-		e.defer_(r, Reason{CodeRemovalsInFlight, p.removalsGuard().Message})
+		e.defer_(r, Reason{p.removalsGuard().code, p.removalsGuard().Message})
 	default:
 		e.remove(n, p, r.because(), r)
 		e.answer(r, r.because())
