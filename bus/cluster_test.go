@@ -230,3 +230,24 @@ func TestAReplicatedBusIsReadFromItsLeaders(t *testing.T) {
 	require.NoError(t, err)
 	require.NoError(t, again.Close())
 }
+
+// Processes that start together on a new cluster all find what one of them makes.
+func TestProcessesThatStartTogetherOnAClusterAllFindTheirState(t *testing.T) {
+	t.Parallel()
+	servers := bustest.Cluster(t)
+	var wg sync.WaitGroup
+	var buses []*bus.Bus
+	for i := range 9 {
+		buses = append(buses, openClustered(t, servers[i%len(servers)]))
+	}
+	for _, handler := range []string{events.HandlerProvisioning, events.HandlerDraining, events.HandlerDecision} {
+		for i, b := range buses {
+			wg.Go(func() {
+				if _, err := bus.OpenState(ctxT(t), b, bus.StateOptions[counter]{Handler: handler}); err != nil {
+					t.Errorf("process %d, %s: %v", i, handler, err)
+				}
+			})
+		}
+	}
+	wg.Wait()
+}

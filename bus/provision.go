@@ -305,8 +305,23 @@ func (b *Bus) openConsumer(ctx context.Context, stream string, want jetstream.Co
 	return c, nil
 }
 
-// openBucket opens the bucket of a handler, making it if absent.
+// openBucket opens the bucket of a handler, making it if absent. Where several
+// processes do so at once, a server may not have heard yet of what another one has
+// made, or may not answer about what is being made: they are asked again.
 func (b *Bus) openBucket(ctx context.Context, handler string) (jetstream.KeyValue, error) {
+	ctx, cancel := context.WithTimeout(ctx, 4*b.opts.Times.Request)
+	defer cancel()
+	for {
+		kv, err := b.tryBucket(ctx, handler)
+		again := errors.Is(err, jetstream.ErrBucketNotFound) || errors.Is(err, ErrUnavailable) && !errors.Is(err, ErrForbidden) && b.nc.IsConnected()
+		if err == nil || !again || ctx.Err() != nil {
+			return kv, err
+		}
+		b.pause(ctx, b.opts.Times.BackoffMin)
+	}
+}
+
+func (b *Bus) tryBucket(ctx context.Context, handler string) (jetstream.KeyValue, error) {
 	want := b.bucketConfig(handler)
 	ctx, cancel := b.request(ctx, apiSubject("STREAM.*", want.Name))
 	defer cancel()
