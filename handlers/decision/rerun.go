@@ -39,15 +39,16 @@ func NewRerun(history History, d bus.Delivery) (*Rerun, error) {
 // Reads reports whether the live handler received a delivery: its type and key are
 // decision's, and it is no copy for another handler.
 func Reads(d bus.Delivery) bool {
-	def, ok := events.Lookup(d.Event.Type())
-	if !ok || !d.Key.IsCluster() || !def.ReadBy(events.HandlerDecision) || d.Redrive.Handler != "" && d.Redrive.Handler != events.HandlerDecision {
+	if !d.Key.IsCluster() || d.Redrive.Handler != "" && d.Redrive.Handler != events.HandlerDecision {
 		return false
 	}
-	if d.Event.Type() != events.TypeTimerFired {
-		return !events.Addressed(d.Event.Type()) // what is addressed the bus carries out itself
+	if events.Addressed(d.Event.Type()) {
+		// What else is addressed to a handler the bus carries out itself.
+		p, err := events.Decode[events.TimerFired](d.Event)
+		return d.Event.Type() == events.TypeTimerFired && err == nil && p.Handler == events.HandlerDecision
 	}
-	p, err := events.Decode[events.TimerFired](d.Event)
-	return err == nil && p.Handler == events.HandlerDecision
+	def, ok := events.Lookup(d.Event.Type())
+	return ok && def.ReadBy(events.HandlerDecision)
 }
 
 // Handle returns what follows from a delivery that the live handler received. What

@@ -78,8 +78,9 @@ func (b *testBundle) decided(version string, clusters ...*cluster) {
 	h, err := decision.New(b.t.Context(), decision.Options{Bus: other, Version: version, Logger: slog.New(slog.DiscardHandler)})
 	require.NoError(b.t, err)
 	ctx, stop := context.WithCancel(b.t.Context())
-	done := make(chan error, 1)
+	done := make(chan error, 2)
 	go func() { done <- other.Run(ctx, h) }()
+	go func() { done <- other.RunTimers(ctx) }()
 	st, err := bus.ReadState[decision.Record](b.t.Context(), other, events.HandlerDecision)
 	require.NoError(b.t, err)
 	require.Eventually(b.t, func() bool {
@@ -92,6 +93,22 @@ func (b *testBundle) decided(version string, clusters ...*cluster) {
 	}, bustest.Patience, 10*time.Millisecond)
 	stop()
 	require.NoError(b.t, <-done)
+	require.NoError(b.t, <-done)
+}
+
+// ends waits until something that ends by itself has woken decision.
+func (b *testBundle) ends(c *cluster) {
+	b.t.Helper()
+	require.Eventually(b.t, func() bool {
+		b.decided("v1", c)
+		for d, err := range b.bus.Read(b.t.Context(), bus.ReadOptions{Cluster: c.name, Types: []string{events.TypeTimerFired}, FromSequence: c.said}) {
+			require.NoError(b.t, err)
+			c.said = d.Sequence
+			b.decided("v1", c)
+			return true
+		}
+		return false
+	}, bustest.Patience, 50*time.Millisecond)
 }
 
 // story is the log of two clusters, decided on by three processes one after the
@@ -121,6 +138,8 @@ func story(t *testing.T) *testBundle {
 	edge.say(events.AlertReceived{Status: events.AlertFiring, Fingerprint: "f", StartsAt: time.Now().UTC(), Labels: map[string]string{"alertname": "Busy"},
 		ReceivedAt: time.Now().UTC(), ExpiresAt: time.Now().UTC().Add(time.Hour)})
 	b.decided("v1", home, edge)
+	home.say(events.PoolPaused{Pool: "a", Actor: "bob", Reason: "a moment", Until: time.Now().UTC().Add(time.Second)})
+	b.ends(home)
 	home.full()
 	home.say(events.PoolPaused{Pool: "a", Actor: "bob", Reason: "maintenance"})
 	home.pending(1)
@@ -157,7 +176,7 @@ func TestDecisionsThatAreTakenAgainAreTheSame(t *testing.T) {
 	require.Equal(t, "home", home.Cluster)
 	require.Equal(t, 1, edge.Inputs)
 	require.Equal(t, []string{"v1"}, edge.Versions)
-	require.Equal(t, 7, home.Inputs, "what was read behind the first snapshot")
+	require.Equal(t, 9, home.Inputs, "what was read behind the first snapshot, a timer among it")
 	require.Equal(t, 2, home.Checkpoints, "those after the one that it began with")
 	require.Equal(t, []string{"v1", "v2"}, home.Versions)
 	require.GreaterOrEqual(t, home.Decisions, 3)

@@ -75,8 +75,8 @@ func TestTheWebhookTakesWhatAlertmanagerSends(t *testing.T) {
 
 // g. A bus that does not acknowledge is told to Alertmanager, which tries again.
 func TestAWebhookIsNotAcknowledgedBeforeTheBusDid(t *testing.T) {
+	nats := startNATS(t) // it is there until the product's log has been read
 	p := newProduct(t, "e2e-g2", pool{Max: 1, Policy: alertPolicy})
-	nats := startNATS(t)
 	text, err := os.ReadFile(p.config)
 	require.NoError(t, err)
 	require.NoError(t, os.WriteFile(p.config, []byte(strings.Replace(string(text), "  embedded: {dir: data/bus}", "  url: "+nats.url, 1)), 0o600))
