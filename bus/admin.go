@@ -42,13 +42,25 @@ func Provision(ctx context.Context, o Options, everyone []Access) ([]Provisioned
 	ctx, cancel := context.WithTimeout(ctx, provisionRequests*b.opts.Times.Request)
 	defer cancel()
 	_ = b.persist(ctx, "the servers", func() error { // it says that something could not start
-		err = p.all(ctx, everyone)
+		if ctx.Err() != nil {
+			return ctx.Err() // the last answer says more
+		}
+		if err = p.all(ctx, everyone); hopeless(err) {
+			return nil
+		}
 		return err
 	})
 	if err != nil {
 		return p.done, fmt.Errorf("provision the bus: %w", unavailable(err))
 	}
 	return p.done, nil
+}
+
+// hopeless reports whether a server has answered what no waiting changes, though it
+// calls it a failure of its own.
+func hopeless(err error) bool {
+	var api *jetstream.APIError
+	return errors.As(err, &api) && (api.ErrorCode == codeNotClustered || api.ErrorCode == codeNoRoom)
 }
 
 // provisionRequests is for how many times the longest duration of a request

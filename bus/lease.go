@@ -112,9 +112,10 @@ func (l *Lease[T]) Commit(ctx context.Context, op string, fn func(t *Turn[T]) er
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.change(ctx, func(e entry, rev uint64) error {
+		var renewed time.Time
 		renew := func(h *holder, now time.Time) {
 			h.Until = now.Add(l.ttl)
-			l.renewed = now
+			renewed = now
 		}
 		var refused error
 		e, now, err := l.s.work(ctx, l.key, op, e, rev, renew, func(t *Turn[T]) error {
@@ -128,6 +129,7 @@ func (l *Lease[T]) Commit(ctx context.Context, op string, fn func(t *Turn[T]) er
 			return err
 		}
 		l.commit++
+		l.renewed = renewed // not before it is written: others count from what they read
 		return l.remember(e, now)
 	})
 }

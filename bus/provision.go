@@ -314,10 +314,12 @@ func (b *Bus) openBucket(ctx context.Context, handler string) (jetstream.KeyValu
 	for {
 		kv, err := b.tryBucket(ctx, handler)
 		again := errors.Is(err, jetstream.ErrBucketNotFound) || errors.Is(err, ErrUnavailable) && !errors.Is(err, ErrForbidden) && b.nc.IsConnected()
-		if err == nil || !again || ctx.Err() != nil {
+		if err == nil || !again || hopeless(err) {
 			return kv, err
 		}
-		b.pause(ctx, b.opts.Times.BackoffMin)
+		if b.pause(ctx, b.opts.Times.BackoffMin); ctx.Err() != nil {
+			return nil, err
+		}
 	}
 }
 

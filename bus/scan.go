@@ -69,10 +69,10 @@ func (o scanOptions) selects(subject string) bool {
 func (b *Bus) scan(ctx context.Context, o scanOptions, fn func(jetstream.Msg, *jetstream.MsgMetadata) (bool, error)) error {
 	s := scan{b: b, o: o, fn: fn}
 	for fails := 1; ; fails++ {
-		before := s.last
+		before, began := s.last, b.wire.Now()
 		err := s.run(ctx)
-		if s.last > before {
-			fails = 1
+		if s.last > before || b.wire.Since(began) > b.opts.Times.BackoffMax {
+			fails = 1 // it worked for a while
 		}
 		var cut interruption
 		switch {
@@ -203,6 +203,9 @@ func (s *scan) read(ctx context.Context, c jetstream.Consumer) error {
 			return nil
 		}
 		seq := meta.Sequence.Stream
+		if seq <= s.last {
+			continue // a server that is behind may begin earlier
+		}
 		if o.until > 0 && seq > o.until || s.end > 0 && seq > s.end {
 			return nil
 		}

@@ -2,6 +2,7 @@ package replay
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -152,7 +153,7 @@ type rerun struct {
 	// recent are the inputs since the last full snapshot, that included: its
 	// checkpoint comes behind some of them.
 	recent []bus.Delivery
-	begun  uint64            // sequence of the checkpoint that run began with
+	before map[string]bool   // events that were decided on before that
 	inputs map[string]uint64 // sequences of what was decided on again, by event
 	want   map[string]wanted // what follows from them and was not seen yet
 	have   map[string]bool   // what was
@@ -203,7 +204,11 @@ func (c *rerun) begin(ctx context.Context, d bus.Delivery) error {
 	if c.run, err = decision.NewRerun(snapshots{c.log}, d); err != nil {
 		return err
 	}
-	c.begun, c.want = d.Sequence, map[string]wanted{}
+	c.want, c.before = map[string]wanted{}, map[string]bool{}
+	for _, in := range c.recent[:i+1] {
+		c.before[in.Event.ID()] = true
+	}
+	c.have[d.Event.ID()] = true
 	c.version(p.Version)
 	for _, in := range c.recent[i+1:] {
 		if err := c.decide(ctx, in); err != nil {
@@ -241,6 +246,9 @@ func (c *rerun) compare(ctx context.Context, d bus.Delivery) error {
 	checkpoint := d.Event.Type() == events.TypeDecisionCheckpointed
 	w, ok := c.want[id]
 	delete(c.want, id)
+	if !ok && c.before[events.Extension(d.Event, events.ExtCausationID)] {
+		return nil // it follows from the snapshot itself: keys are published side by side
+	}
 	difference := DecisionDifference{Input: w.input, Sequence: d.Sequence, EventID: id, Type: d.Event.Type()}
 	switch input, known := c.inputs[events.Extension(d.Event, events.ExtCausationID)]; {
 	case !ok && known:
@@ -262,6 +270,9 @@ func (c *rerun) compare(ctx context.Context, d bus.Delivery) error {
 			return err
 		}
 		if !bytes.Equal(was, now) {
+			if checkpoint {
+				c.missing(func(m wanted) bool { return m.input < w.input }) // that is why
+			}
 			difference.What = "what was decided then is not what the same input gives now"
 			difference.Diff = udiff.Unified("recorded", "decided again", string(was), string(now))
 			c.differ(difference)
@@ -324,16 +335,24 @@ func (c *rerun) differ(d DecisionDifference) {
 	}
 }
 
-// end judges what was not seen: it is open as long as nothing was seen that was
-// decided later.
+// end judges what was not seen: it is open as long as nothing was seen that
+// follows from a later input.
 func (c *rerun) end() {
-	for _, id := range slices.Sorted(maps.Keys(c.want)) {
-		w := c.want[id]
-		if w.input > c.seen {
-			c.report.Open++
-			continue
+	c.missing(func(w wanted) bool { return w.input < c.seen })
+	c.report.Open = len(c.want)
+}
+
+// missing reports what is decided now, and the log does not hold, in the order of
+// the inputs.
+func (c *rerun) missing(is func(wanted) bool) {
+	ids := slices.SortedFunc(maps.Keys(c.want), func(a, b string) int {
+		return cmp.Or(cmp.Compare(c.want[a].input, c.want[b].input), cmp.Compare(a, b))
+	})
+	for _, id := range ids {
+		if w := c.want[id]; is(w) {
+			c.differ(DecisionDifference{Input: w.input, EventID: id, Type: w.event.Type(), What: "this is decided now, and the log does not hold it"})
+			delete(c.want, id)
 		}
-		c.differ(DecisionDifference{Input: w.input, EventID: id, Type: w.event.Type(), What: "this is decided now, and the log does not hold it"})
 	}
 }
 

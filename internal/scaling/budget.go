@@ -38,7 +38,7 @@ func (b RemovalBudget) Check() (field string, err error) {
 		}
 		return "", nil
 	}
-	if _, err := cron.ParseStandard(b.Schedule); err != nil || strings.Contains(b.Schedule, "TZ=") || strings.HasPrefix(b.Schedule, "@every") {
+	if s, err := b.parse(); err != nil || s.Next(time.Unix(0, 0).UTC()).IsZero() { // or on a day that never comes
 		return "schedule", fmt.Errorf("is %q", b.Schedule)
 	}
 	if b.Duration <= 0 {
@@ -68,6 +68,15 @@ func (b RemovalBudget) location() (*time.Location, error) {
 	return loc, nil
 }
 
+// parse reads the schedule. A zone in it, which the library would take and on some
+// of which it panics, has a field of its own; @every has no beginning.
+func (b RemovalBudget) parse() (cron.Schedule, error) {
+	if strings.Contains(b.Schedule, "TZ=") || strings.HasPrefix(b.Schedule, "@every") {
+		return nil, fmt.Errorf("is %q", b.Schedule)
+	}
+	return cron.ParseStandard(b.Schedule)
+}
+
 // window is the end of the window that now is in; zero: the budget always counts.
 func (b RemovalBudget) window(now time.Time) (until time.Time, in bool) {
 	if b.Schedule == "" {
@@ -77,7 +86,7 @@ func (b RemovalBudget) window(now time.Time) (until time.Time, in bool) {
 	if err != nil {
 		return time.Time{}, true // what is not understood protects
 	}
-	s, err := cron.ParseStandard(b.Schedule)
+	s, err := b.parse()
 	if err != nil {
 		return time.Time{}, true
 	}

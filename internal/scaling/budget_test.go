@@ -25,6 +25,8 @@ func TestABudgetIsUnderstoodOrNamed(t *testing.T) {
 		"no schedule":       {RemovalBudget{Nodes: "1", Schedule: "at nine", Duration: time.Hour}, "schedule"},
 		"no beginning":      {RemovalBudget{Nodes: "1", Schedule: "@every 1h", Duration: time.Hour}, "schedule"},
 		"a zone inside":     {RemovalBudget{Nodes: "1", Schedule: "CRON_TZ=Asia/Tokyo 0 9 * * *", Duration: time.Hour}, "schedule"},
+		"a zone alone":      {RemovalBudget{Nodes: "1", Schedule: "TZ=UTC", Duration: time.Hour}, "schedule"},
+		"no such day":       {RemovalBudget{Nodes: "1", Schedule: "0 9 31 2 *", Duration: time.Hour}, "schedule"},
 		"no duration":       {RemovalBudget{Nodes: "1", Schedule: "0 9 * * *"}, "duration"},
 		"a duration alone":  {RemovalBudget{Nodes: "1", Duration: time.Hour}, "duration"},
 		"no zone":           {RemovalBudget{Nodes: "1", Timezone: "Mars/Olympus"}, "timezone"},

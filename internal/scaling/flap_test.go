@@ -127,6 +127,11 @@ func TestAClusterLosesNoMoreNodesAnHourThanItMay(t *testing.T) {
 	r := s.evaluate()
 	require.Empty(t, drained(r))
 	require.NotNil(t, guardOf(only(t, r), "max_removals_per_hour"))
+	s.request(Request{Action: ActionRemove, Node: s.obs.Nodes[0].Name})
+	s.now = s.now.Add(time.Second)
+	r = s.evaluate()
+	require.Empty(t, drained(r), "neither does a node that is named")
+	s.state.Requests = s.state.Requests[:1]
 	s.state.Requests[0].Override = true
 	require.Len(t, drained(s.until(time.Minute)), 1)
 	require.Len(t, s.state.Removals, 2, "no more are kept than count")

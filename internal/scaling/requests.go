@@ -142,6 +142,10 @@ func (e *evaluation) nodeRequest(r Request) {
 	case p.leaving >= p.mayLeave && !r.Override:
 		p.guard(p.removalsGuard())
 		e.defer_(r, Reason{p.removalsGuard().code, p.removalsGuard().Message})
+	case e.blastGuard() != nil && !r.Override:
+		g := *e.blastGuard()
+		p.guard(g)
+		e.defer_(r, Reason{g.code, g.Message})
 	default:
 		e.remove(n, p, r.because(), r)
 		e.answer(r, r.because())
