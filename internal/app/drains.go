@@ -7,6 +7,7 @@ import (
 	"github.com/k3s-autoscaler/k3s-autoscaler/events"
 	"github.com/k3s-autoscaler/k3s-autoscaler/handlers/draining"
 	"github.com/k3s-autoscaler/k3s-autoscaler/internal/kube"
+	"github.com/k3s-autoscaler/k3s-autoscaler/internal/scaling"
 )
 
 // drainCluster makes the API server the Cluster port of draining.
@@ -51,15 +52,26 @@ func (c drainCluster) Pods(ctx context.Context, node string) ([]draining.Pod, er
 	}
 	out := make([]draining.Pod, len(pods))
 	for i, p := range pods {
-		out[i] = draining.Pod{
-			Namespace: p.Namespace, Name: p.Name, UID: p.UID, OwnerKind: p.OwnerKind, DaemonSet: p.DaemonSet,
-			Mirror: p.Mirror, Finished: p.Finished, Deleting: p.Deleting, DeletionDeadline: p.DeletionDeadline, Annotations: p.Annotations,
-		}
-		for _, v := range p.LocalStorage {
-			out[i].LocalStorage = append(out[i].LocalStorage, v.Name+" ("+v.Kind+")")
-		}
+		out[i] = drainPod(p)
 	}
 	return out, nil
+}
+
+// drainPod is a pod as draining sees it: what its node keeps of it is judged as by
+// the decision to remove the node.
+func drainPod(p kube.Pod) draining.Pod {
+	out := draining.Pod{
+		Namespace: p.Namespace, Name: p.Name, UID: p.UID, OwnerKind: p.OwnerKind, DaemonSet: p.DaemonSet,
+		Mirror: p.Mirror, Finished: p.Finished, Deleting: p.Deleting, DeletionDeadline: p.DeletionDeadline, Annotations: p.Annotations,
+	}
+	var local []scaling.LocalVolume
+	for _, v := range p.LocalStorage {
+		local = append(local, scaling.LocalVolume(v))
+	}
+	for _, v := range scaling.KeepsOnNode(p.Namespace, p.Labels, p.Annotations, local) {
+		out.LocalStorage = append(out.LocalStorage, v.Name+" ("+v.Kind+")")
+	}
+	return out
 }
 
 func (c drainCluster) Evict(ctx context.Context, p draining.Pod) error {

@@ -26,6 +26,7 @@ type Pod struct {
 	Grace time.Duration
 	// LocalStorage holds the volumes whose data is lost with the node.
 	LocalStorage []events.LocalVolume
+	Labels       map[string]string
 	Annotations  map[string]string
 }
 
@@ -38,6 +39,7 @@ func newPod(p *corev1.Pod, localClaim func(claim string) bool) Pod {
 		Mirror: Mirror(p), Finished: Finished(p), Deleting: p.DeletionTimestamp != nil,
 		Grace:        corev1.DefaultTerminationGracePeriodSeconds * time.Second,
 		LocalStorage: LocalStorage(p, localClaim),
+		Labels:       p.Labels,
 		Annotations:  p.Annotations,
 	}
 	if c := metav1.GetControllerOf(p); c != nil {

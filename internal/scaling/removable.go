@@ -116,11 +116,11 @@ func (e *evaluation) podBlockers(p *Pod, auto bool, block func(code, message, fi
 			block("UnmanagedPod", fmt.Sprintf("pod %s has no controller: nothing would create it again", p.Ref()),
 				"delete the pod, or annotate it "+AnnotationSafeToEvict+"=true")
 		}
-		if v := localVolume(p); v != "" && !bundled(c) {
-			block("LocalStorage", fmt.Sprintf("pod %s keeps data on the node in volume %s", p.Ref(), v),
+		if vs := KeepsOnNode(p.Namespace, c.Labels, p.Annotations, p.LocalStorage); len(vs) > 0 {
+			block("LocalStorage", fmt.Sprintf("pod %s keeps data on the node in volume %s (%s)", p.Ref(), vs[0].Name, vs[0].Kind),
 				"move the data, or annotate the pod "+AnnotationSafeToEvict+"=true")
 		}
-		if p.Namespace == systemNamespace && !bundled(c) && len(e.world.budgetsOf(c)) == 0 {
+		if p.Namespace == systemNamespace && !bundled(p.Namespace, c.Labels) && len(e.world.budgetsOf(c)) == 0 {
 			block("KubeSystemPod", fmt.Sprintf("pod %s belongs to kube-system, to no DaemonSet, and to no disruption budget", p.Ref()),
 				"annotate the pod "+AnnotationSafeToEvict+"=true, give it a disruption budget, or keep it off this pool")
 		}
@@ -153,41 +153,41 @@ const (
 	ownApp   = "k3s-autoscaler"
 )
 
+type bundledApp struct{ label, value string }
+
 // bundledApps are labels of what k3s itself runs in kube-system, by its packaged
 // manifests (coredns, metrics-server, local-path-provisioner, traefik). It can run
 // on any node, and what it keeps on one are scratch files; on a cluster of a few
 // nodes a rule against it would keep every node that it happens to run on.
-var bundledApps = []struct{ label, value string }{
+var bundledApps = []bundledApp{
 	{"k8s-app", "kube-dns"},
 	{"k8s-app", "metrics-server"},
 	{"app", "local-path-provisioner"},
 	{labelApp, "traefik"},
 }
 
-// bundled reports whether pods of the class come with k3s.
-func bundled(c *PodClass) bool {
-	if c.Namespace != systemNamespace {
-		return false
-	}
-	for _, a := range bundledApps {
-		if c.Labels[a.label] == a.value {
-			return true
-		}
-	}
-	return false
+// bundled reports whether a pod comes with k3s.
+func bundled(namespace string, labels map[string]string) bool {
+	return namespace == systemNamespace && slices.ContainsFunc(bundledApps, func(a bundledApp) bool { return labels[a.label] == a.value })
 }
 
-// localVolume names a volume of the pod that lives on the node and that nobody
-// has declared safe to lose, or "".
-func localVolume(p *Pod) string {
-	safe := strings.Split(p.Annotations[AnnotationSafeLocalVolumes], ",")
-	for _, v := range p.LocalStorage {
-		if !slices.Contains(safe, v.Name) {
-			return v.Name + " (" + v.Kind + ")"
+// KeepsOnNode are the volumes of a pod that live on its node and that nobody has
+// declared safe to lose: a removal of the node would lose data. Draining asks the
+// same, so that a removal that was decided is not refused.
+func KeepsOnNode(namespace string, labels, annotations map[string]string, local []LocalVolume) []LocalVolume {
+	safe := strings.Split(annotations[AnnotationSafeLocalVolumes], ",")
+	scratch := bundled(namespace, labels)
+	var out []LocalVolume
+	for _, v := range local {
+		if !slices.Contains(safe, v.Name) && !(scratch && v.Kind == kindEmptyDir) {
+			out = append(out, v)
 		}
 	}
-	return ""
+	return out
 }
+
+// kindEmptyDir is a local volume that goes with its pod.
+const kindEmptyDir = "emptyDir"
 
 // leftover is a pod that finds no other place, and why.
 type leftover struct {

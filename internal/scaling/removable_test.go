@@ -43,6 +43,20 @@ func TestWhatComesWithK3sKeepsNoNode(t *testing.T) {
 			require.NotNil(t, rejects(only(t, s.evaluate()), "node a-2", "NotSafeToEvict"))
 		})
 	}
+	t.Run("with data that lasts", func(t *testing.T) {
+		t.Parallel()
+		s := idle(t, "a-1", "a-2")
+		s.pool("a").Min = 0
+		c, p := s.class("addon", 100), s.pods("addon", "a-2", 1)
+		s.system(c, p, map[string]string{"app.kubernetes.io/name": "traefik"})
+		p.LocalStorage = []LocalVolume{{"tmp", "emptyDir"}, {"acme", "persistentVolumeClaim"}}
+		s.class("keep", 600)
+		s.pods("keep", "a-1", 1)
+		require.Empty(t, s.pass(30*time.Minute))
+		a := rejects(only(t, s.evaluate()), "node a-2", "LocalStorage")
+		require.NotNil(t, a)
+		require.Contains(t, a.Reason.Message, "volume acme")
+	})
 	t.Run("a namesake elsewhere", func(t *testing.T) {
 		t.Parallel()
 		s := idle(t, "a-1", "a-2")
