@@ -179,7 +179,7 @@ func KeepsOnNode(namespace string, labels, annotations map[string]string, local 
 	scratch := bundled(namespace, labels)
 	var out []LocalVolume
 	for _, v := range local {
-		if !slices.Contains(safe, v.Name) && !(scratch && v.Kind == kindEmptyDir) {
+		if !slices.Contains(safe, v.Name) && (!scratch || v.Kind != kindEmptyDir) {
 			out = append(out, v)
 		}
 	}
