@@ -58,16 +58,40 @@ func (p processes) start(name, command string, args ...string) error {
 	if err := cmd.Start(); err != nil {
 		return fmt.Errorf("start %s: %w", name, err)
 	}
-	started, err := startTime(cmd.Process.Pid)
+	started, err := awaitExec(cmd.Process.Pid)
 	go func() { _ = cmd.Wait() }() // reap it while this process lives; init does later
 	if err != nil {
-		return fmt.Errorf("start %s: it ended at once:\n%s", name, p.logTail(name))
+		return fmt.Errorf("start %s: %w:\n%s", name, err, p.logTail(name))
 	}
 	record, err := json.Marshal(process{Name: name, PID: cmd.Process.Pid, Start: started})
 	if err != nil {
 		return err
 	}
 	return os.WriteFile(p.recordFile(name), record, 0o600)
+}
+
+// awaitExec returns the start time of a program when its environment can be
+// read: exec.Cmd.Start already returns when the kernel has closed the files of
+// the old program, a moment before it has laid out the memory of the new one.
+// Until then marked would not find it.
+func awaitExec(pid int) (uint64, error) {
+	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(time.Millisecond) {
+		started, err := startTime(pid)
+		if err != nil {
+			return 0, err
+		}
+		environ, err := os.ReadFile(environFile(pid))
+		if err == nil && len(environ) > 0 {
+			return started, nil
+		}
+		if time.Now().After(deadline) {
+			return 0, fmt.Errorf("pid %d has no environment: %w", pid, err)
+		}
+	}
+}
+
+func environFile(pid int) string {
+	return filepath.Join("/proc", strconv.Itoa(pid), "environ")
 }
 
 // list reads all records, also of programs that have ended.
@@ -135,7 +159,7 @@ func (p processes) marked() []process {
 		if err != nil || pid == os.Getpid() {
 			continue
 		}
-		environ, err := os.ReadFile(filepath.Join("/proc", entry.Name(), "environ"))
+		environ, err := os.ReadFile(environFile(pid))
 		if err != nil {
 			continue // it ended, or it is another user's
 		}
