@@ -197,24 +197,30 @@ func (g *grants) record(a Access) {
 	g.reads = true
 	g.payloads()
 	g.ephemeral(StreamName, everything)
-	g.api("DIRECT.GET", StreamName)     // by sequence, from the one server that has it
-	g.api("STREAM.MSG.GET", StreamName) // from the leader of several
+	g.api("DIRECT.GET", StreamName) // by sequence, from the one server that has it
+	g.leader(StreamName)
 	if a.Record {
 		g.api("CONSUMER.CREATE", StreamName, "*") // several filters at once
 		g.api("DIRECT.GET", StreamName, ">")
 	}
 }
 
+// leader allows to ask the leader of a stream for a message: of several servers
+// the others may be late.
+func (g *grants) leader(stream string) { g.api("STREAM.MSG.GET", stream) }
+
 // payloads allows to read the data of events that is stored apart.
-func (g *grants) payloads() { g.api("STREAM.MSG.GET", PayloadStream) }
+func (g *grants) payloads() { g.leader(PayloadStream) }
 
 // deadLetters allows a handler to read and remove what it set aside.
 func (g *grants) deadLetters(a Access) {
 	if a.DeadLetters {
 		g.ephemeral(DeadLetterStream, deadRoot+".>")
+		g.leader(DeadLetterStream)
 	}
 	if a.Handler != "" {
 		g.ephemeral(DeadLetterStream, deadRoot+"."+a.Handler+".>")
+		g.leader(DeadLetterStream) // not for its own alone: but whose event it was, it may read in the record
 		g.api("STREAM.MSG.DELETE", DeadLetterStream)
 	}
 }
@@ -224,7 +230,7 @@ func (g *grants) read(handler string) {
 	stream, keys := bucketStream(handler), bucketWrite(handler, ">")
 	g.api("STREAM.INFO", stream)
 	g.api("DIRECT.GET", stream, keys) // from the one server that has it
-	g.api("STREAM.MSG.GET", stream)   // from the leader of several
+	g.leader(stream)
 	g.ephemeral(stream, keys)
 	g.pub("$JS.FC." + stream + ".>") // a watcher confirms that it keeps up
 }

@@ -80,9 +80,9 @@ func (b *Bus) scan(ctx context.Context, o scanOptions, fn func(jetstream.Msg, *j
 			return nil
 		case !errors.As(err, &cut):
 			return err
-		case ctx.Err() != nil || b.nc.IsClosed() || !s.opened || !o.follow && fails >= scanAttempts:
+		case ctx.Err() != nil || b.nc.IsClosed() || !s.opened || !o.follow && fails >= attempts(cut):
 			return cut.error
-		case fails == 1:
+		case fails == 1 && !errors.Is(cut, errBehind):
 			b.opts.Logger.WarnContext(ctx, "reading events interrupted, it goes on", "stream", o.stream, "error", cut.error)
 		}
 		b.pause(ctx, backoff(b.opts.Times, fails))
@@ -93,6 +93,13 @@ func (b *Bus) scan(ctx context.Context, o scanOptions, fn func(jetstream.Msg, *j
 // the present.
 const scanAttempts = 3
 
+func attempts(cut interruption) int {
+	if errors.Is(cut, errBehind) {
+		return behindAttempts
+	}
+	return scanAttempts
+}
+
 // interruption is about a server or the connection to it: another consumer may go
 // on.
 type interruption struct{ error }
@@ -100,6 +107,15 @@ type interruption struct{ error }
 func (i interruption) Unwrap() error { return i.error }
 
 func interrupted(err error) error { return interruption{unavailable(err)} }
+
+// outage is err as an interruption, unless asking again would not help.
+func outage(err error) error {
+	err = unavailable(err)
+	if !errors.Is(err, ErrUnavailable) || errors.Is(err, ErrForbidden) {
+		return err
+	}
+	return interruption{err}
+}
 
 // scan is one reading, through one consumer after the other. The client library
 // has consumers that renew themselves, but they don't heed a context while they
@@ -149,11 +165,7 @@ func (s *scan) run(ctx context.Context) error {
 	defer cancel()
 	c, err := b.js.CreateConsumer(cctx, s.o.stream, cfg)
 	if err != nil {
-		err = unavailable(refusal(cctx, err))
-		if !errors.Is(err, ErrUnavailable) || errors.Is(err, ErrForbidden) {
-			return err
-		}
-		return interrupted(err)
+		return outage(refusal(cctx, err))
 	}
 	s.opened = true
 	err = s.read(ctx, c)
@@ -170,9 +182,6 @@ func (s *scan) run(ctx context.Context) error {
 func (s *scan) read(ctx context.Context, c jetstream.Consumer) error {
 	b, o := s.b, s.o
 	if !o.follow {
-		if c.CachedInfo().NumPending == 0 {
-			return nil
-		}
 		if s.end == 0 {
 			sctx, cancel := b.bound(ctx)
 			defer cancel()
@@ -181,6 +190,12 @@ func (s *scan) read(ctx context.Context, c jetstream.Consumer) error {
 				return interrupted(err)
 			}
 			s.end = st.CachedInfo().State.LastSeq
+		}
+		switch {
+		case s.end == 0:
+			return nil
+		case c.CachedInfo().NumPending == 0:
+			return s.complete(ctx)
 		}
 	}
 	it, err := c.Messages(
@@ -200,7 +215,7 @@ func (s *scan) read(ctx context.Context, c jetstream.Consumer) error {
 			return interrupted(cmp.Or(context.Cause(ctx), err))
 		}
 		if m == nil {
-			return nil
+			return s.complete(ctx)
 		}
 		seq := meta.Sequence.Stream
 		if seq <= s.last {
@@ -215,8 +230,11 @@ func (s *scan) read(ctx context.Context, c jetstream.Consumer) error {
 				return err
 			}
 		}
-		if !o.follow && meta.NumPending == 0 || seq == o.until || seq == s.end {
+		switch {
+		case seq == o.until || seq == s.end:
 			return nil
+		case !o.follow && meta.NumPending == 0:
+			return s.complete(ctx)
 		}
 	}
 }
