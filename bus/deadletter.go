@@ -138,7 +138,7 @@ func (l *puller) bury(f *inflight, why failure, park bool) error {
 	}
 	if park {
 		// The handler's goroutine buries a permanent error while the puller waits for it.
-		delete(l.unparked, f.delivery.Key)
+		l.marks.add(f.delivery.Key)
 	}
 	_, err := l.b.bury(context.WithoutCancel(f.ctx), burial{
 		consumer: l.name(), handler: l.opts.Handler, kv: l.kv, delivery: f.delivery, msg: f.msg, why: why, park: park,

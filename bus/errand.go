@@ -33,7 +33,7 @@ type errand struct {
 
 // errand carries out the message of f.
 func (l *puller) errand(f *inflight, again bool) error {
-	delete(l.unparked, f.delivery.Key)
+	l.marks.add(f.delivery.Key)
 	x := errand{b: l.b, handler: l.opts.Handler, kv: l.kv, d: f.delivery, again: again, owned: f.owned}
 	if err := x.run(f.ctx); err != nil {
 		var d *events.DecodeError

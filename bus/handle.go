@@ -51,10 +51,8 @@ func (l *puller) admit(f *inflight, decodeErr error, delivered uint64) (done boo
 	case isErrand(d.Event.Type()):
 		return true, l.errand(f, delivered > 1)
 	}
-	if !d.Key.IsCluster() && (d.Redrive.Handler != "" || !l.unparked[d.Key]) {
-		if done, err := l.checkParked(f); done || err != nil {
-			return true, err
-		}
+	if done, err := l.checkParked(f); done || err != nil {
+		return true, err
 	}
 	t, err := l.count(f, delivered)
 	if err != nil {
@@ -89,6 +87,14 @@ func (l *puller) complete(ctx context.Context, f *inflight) (done bool, err erro
 // is settled.
 func (l *puller) checkParked(f *inflight) (done bool, err error) {
 	d := f.delivery
+	if d.Key.IsCluster() {
+		return false, nil
+	}
+	if d.Redrive.Handler == "" {
+		if maybe, err := l.mayBeParked(f.ctx, d.Key); !maybe || err != nil {
+			return false, err
+		}
+	}
 	m, err := l.b.readMark(f.ctx, l.kv, d.Key)
 	if err != nil {
 		return false, err
@@ -109,7 +115,7 @@ func (l *puller) checkParked(f *inflight) (done bool, err error) {
 		return false, l.b.writeMark(f.ctx, l.kv, &m)
 	}
 	if !m.exists() {
-		l.unparked[d.Key] = true
+		l.marks.remove(d.Key)
 	}
 	return false, nil
 }

@@ -118,9 +118,6 @@ func (s *Subscriber) Close() error {
 	return nil
 }
 
-// maxUnparked bounds what a puller remembers of its keys.
-const maxUnparked = 10_000
-
 // puller pulls one partition of one subscription.
 type puller struct {
 	*Subscriber
@@ -135,9 +132,7 @@ type puller struct {
 	idle      bool   // no message for a while
 	uncounted uint64 // sequence that was given back before its handler ran
 	delivered uint64 // consumer sequence of the last delivery to us
-	// unparked are keys that are certainly not parked. That holds as long as every
-	// delivery of the partition came to us: only who handles a message parks its key.
-	unparked map[Key]bool
+	marks     marks
 }
 
 // name is the consumer's prefix: a subscription to one cluster has consumers of
@@ -297,8 +292,8 @@ func (l *puller) receive(ctx context.Context, m jetstream.Msg) bool {
 		l.b.opts.Logger.ErrorContext(ctx, "message without metadata ignored", "subject", m.Subject(), "error", err)
 		return false
 	}
-	if l.unparked == nil || meta.Sequence.Consumer != l.delivered+1 || len(l.unparked) > maxUnparked {
-		l.unparked = map[Key]bool{}
+	if meta.Sequence.Consumer != l.delivered+1 {
+		l.marks.forget()
 	}
 	l.delivered = meta.Sequence.Consumer
 	if !l.b.slots.take() {
