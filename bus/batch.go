@@ -350,6 +350,7 @@ func (r *batchRunner) hold(ctx context.Context) (held context.Context, lost func
 	wait := r.b.opts.Times.AckWait
 	held, cancel := context.WithCancelCause(ctx)
 	confirmed := r.b.wire.Now()
+	late := func(now time.Time) bool { return elapsed(confirmed, now) >= time.Duration(fence*float64(wait)) }
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
@@ -361,11 +362,12 @@ func (r *batchRunner) hold(ctx context.Context) (held context.Context, lost func
 				return
 			case <-tick.C():
 			}
-			sent := r.b.wire.Now()
-			if r.proveAll(held) {
+			// Not when it is late: the server would say yes to a process that was
+			// frozen, though the messages may be another one's by now.
+			if sent := r.b.wire.Now(); !late(sent) && r.proveAll(held) {
 				confirmed = sent
 			}
-			if elapsed(confirmed, r.b.wire.Now()) > time.Duration(fence*float64(wait)) {
+			if late(r.b.wire.Now()) {
 				cancel(errFenced)
 				return
 			}
@@ -374,7 +376,7 @@ func (r *batchRunner) hold(ctx context.Context) (held context.Context, lost func
 	return held, func() bool {
 		cancel(context.Canceled)
 		<-done
-		return errors.Is(context.Cause(held), errFenced) || elapsed(confirmed, r.b.wire.Now()) > time.Duration(fence*float64(wait))
+		return errors.Is(context.Cause(held), errFenced) || late(r.b.wire.Now())
 	}
 }
 

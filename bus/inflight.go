@@ -69,17 +69,14 @@ func (f *inflight) beat() {
 	wait := f.b.opts.Times.AckWait
 	tick := f.b.wire.NewTicker(wait / 3)
 	defer tick.Stop()
-	limit := time.Duration(fence * float64(wait))
 	for first := true; ; first = false {
-		f.mu.Lock()
-		rest := limit - elapsed(f.confirmed, f.b.wire.Now())
-		f.mu.Unlock()
+		rest := f.rest(f.b.wire.Now())
 		if rest <= 0 {
 			f.cancel(errFenced)
 			return
 		}
 		if first {
-			f.confirm(rest)
+			f.confirm()
 			continue
 		}
 		lapse := f.b.wire.NewTimer(rest)
@@ -89,16 +86,29 @@ func (f *inflight) beat() {
 			return
 		case <-lapse.C():
 		case <-tick.C():
-			f.confirm(rest)
+			f.confirm()
 		}
 		lapse.Stop()
 	}
 }
 
-// confirm asks the server for more time; it takes at most timeout.
-func (f *inflight) confirm(timeout time.Duration) {
+// rest is for how long the message is certainly ours after now.
+func (f *inflight) rest(now time.Time) time.Duration {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return time.Duration(fence*float64(f.b.opts.Times.AckWait)) - elapsed(f.confirmed, now)
+}
+
+// confirm asks the server for more time, while there is some left. After that it
+// must not: when this process was frozen, the message may be another one's by
+// now, and the server, which does not look at who asks, would say yes.
+func (f *inflight) confirm() {
 	sent := f.b.wire.Now()
-	ctx, cancel := context.WithTimeout(f.ctx, min(timeout, f.b.opts.Times.AckWait/3))
+	rest := f.rest(sent)
+	if rest <= 0 {
+		return
+	}
+	ctx, cancel := context.WithTimeout(f.ctx, min(rest, f.b.opts.Times.AckWait/3))
 	defer cancel()
 	if _, err := f.b.nc.RequestWithContext(ctx, f.msg.Reply(), []byte("+WPI")); err != nil {
 		if f.ctx.Err() == nil {
@@ -113,10 +123,7 @@ func (f *inflight) confirm(timeout time.Duration) {
 
 // owned reports whether the message is certainly ours still.
 func (f *inflight) owned() bool {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	return broken.fence || !errors.Is(context.Cause(f.ctx), errFenced) &&
-		elapsed(f.confirmed, f.b.wire.Now()) < time.Duration(fence*float64(f.b.opts.Times.AckWait))
+	return broken.fence || !errors.Is(context.Cause(f.ctx), errFenced) && f.rest(f.b.wire.Now()) > 0
 }
 
 // drop ends the signs of life.
