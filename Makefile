@@ -51,7 +51,7 @@ E2E := ./test/e2e/... ./internal/provider/docker/... ./internal/collector/... ./
 e2e: ## The main job on a real API server, Docker, Prometheus and JetStream (builds and starts them)
 	@echo "== end-to-end: builds what is missing (about 10 minutes the first time, then cached), as root on Debian"
 	go run ./test/env/cmd/testenv build
-	go test -tags e2e -count=1 -timeout 10m -v ./test/env
+	go test -tags e2e -count=1 -timeout 20m -v ./test/env
 	go run ./test/env/cmd/testenv up >/dev/null
 	@trap 'go run ./test/env/cmd/testenv down' EXIT; go test -tags e2e -count=1 -p 1 -timeout 50m -v $(E2E)
 

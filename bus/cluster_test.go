@@ -40,7 +40,7 @@ func TestAnOwnerOnAClusterSeesWhatItWrote(t *testing.T) {
 	for i, srv := range bustest.Cluster(t) {
 		st, err := bus.OpenState(ctxT(t), openClustered(t, srv), bus.StateOptions[counter]{Handler: events.HandlerProvisioning})
 		require.NoError(t, err)
-		for j := range 24 {
+		for j := range 8 {
 			key := bus.Key{Cluster: "home", Name: fmt.Sprintf("n%d-%d", i, j)}
 			wg.Go(func() {
 				for round := range 25 {
@@ -92,7 +92,7 @@ func TestReadersOfAClusterOutliveOneServer(t *testing.T) {
 		o.URL = strings.Join([]string{servers[2].ClientURL(), servers[0].ClientURL(), servers[1].ClientURL()}, ",")
 		o.Connect = append(o.Connect, nats.DontRandomize())
 		o.Times.Heartbeat = 500 * time.Millisecond
-		o.Times.Request = 2 * time.Second
+		o.Times.Request = 5 * time.Second
 	})
 	for i := range before {
 		publishPatiently(t, b, observed(t, "home", "n1", "e"+num(i)))
@@ -215,11 +215,13 @@ func TestAReplicatedBusIsReadFromItsLeaders(t *testing.T) {
 		_, err := js.UpdateStream(ctxT(t), c)
 		require.NoError(t, err)
 	}
-	provisioned := bus.Options{URL: srv.ClientURL(), Times: bustest.Times(), Replicas: 3, MaxBytes: 64 << 20, Provisioned: true}
+	times := bustest.Times()
+	times.Request = 10 * time.Second
+	provisioned := bus.Options{URL: srv.ClientURL(), Times: times, Replicas: 3, MaxBytes: 64 << 20, Provisioned: true}
 	_, err = bus.Open(ctxT(t), provisioned)
 	require.ErrorIs(t, err, bus.ErrNotProvisioned)
 	require.ErrorContains(t, err, "stream K3SAS may be read from servers that are late")
-	done, err := bus.Provision(ctxT(t), bus.Options{URL: srv.ClientURL(), Times: bustest.Times(), Replicas: 3, MaxBytes: 64 << 20},
+	done, err := bus.Provision(ctxT(t), bus.Options{URL: srv.ClientURL(), Times: times, Replicas: 3, MaxBytes: 64 << 20},
 		[]bus.Access{{Name: "draining", Handler: events.HandlerDraining}})
 	require.NoError(t, err)
 	for _, name := range streams {

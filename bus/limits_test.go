@@ -3,7 +3,7 @@ package bus_test
 import (
 	"context"
 	"errors"
-	"net"
+	"strconv"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -18,6 +18,7 @@ import (
 	"github.com/k3s-autoscaler/k3s-autoscaler/bus/bustest"
 	"github.com/k3s-autoscaler/k3s-autoscaler/bus/embedded"
 	"github.com/k3s-autoscaler/k3s-autoscaler/events"
+	"github.com/k3s-autoscaler/k3s-autoscaler/test/freeport"
 )
 
 func TestASlowHandlerKeepsItsMessage(t *testing.T) {
@@ -225,10 +226,9 @@ func TestARestartedServerLosesNothing(t *testing.T) {
 
 func freeAddr(t *testing.T) string {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	ports, err := freeport.Take(1)
 	require.NoError(t, err)
-	defer l.Close()
-	return l.Addr().String()
+	return "127.0.0.1:" + strconv.Itoa(ports[0])
 }
 
 func TestADeletedRecordIsForgottenAfterADay(t *testing.T) {

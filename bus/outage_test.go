@@ -4,8 +4,6 @@ import (
 	"context"
 	"io"
 	"log/slog"
-	"net"
-	"strconv"
 	"testing"
 	"time"
 
@@ -27,15 +25,12 @@ type outage struct {
 }
 
 func newOutage(t *testing.T) *outage {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	require.NoError(t, err)
-	port := l.Addr().(*net.TCPAddr).Port
-	require.NoError(t, l.Close())
-	o := &outage{t: t, opts: embedded.Options{Dir: t.TempDir(), Unsynced: true, Listen: "127.0.0.1:" + strconv.Itoa(port)}}
+	o := &outage{t: t, opts: embedded.Options{Dir: t.TempDir(), Unsynced: true, Listen: freeAddr(t)}}
 	o.start()
 	t.Cleanup(func() { o.srv.Shutdown() })
 	times := bustest.Times()
 	times.Request = shortRequest
+	var err error
 	o.b, err = bus.Open(ctxT(t), bus.Options{URL: o.srv.URL(), Times: times, MaxBytes: 256 << 20, Logger: slog.New(slog.NewJSONHandler(io.MultiWriter(t.Output(), &o.log), nil))})
 	require.NoError(t, err)
 	t.Cleanup(func() { require.NoError(t, o.b.Close()) })

@@ -98,6 +98,7 @@ func TestPubSubSuite(t *testing.T) {
 		o.InFlight = 1000
 		o.MaxAttempts = 1000
 		o.Times.AckWait = 5 * time.Second
+		o.Times.Shutdown = time.Second // the suite waits 15 s for two of them
 	})
 	group := func(t *testing.T, name string) (message.Publisher, message.Subscriber) {
 		sub, err := bus.NewSubscriber(b, bus.SubscriberOptions{Handler: label("g-", name), Suffixes: []string{"node.observed"}})

@@ -19,7 +19,7 @@ const Patience = slow * time.Minute
 // Times are short durations of the protocol for tests.
 func Times() bus.Times {
 	return bus.Times{
-		AckWait:    slow * time.Second,
+		AckWait:    max(2, slow) * time.Second, // a process that stalls for less than a second keeps its messages
 		PullExpiry: time.Second,
 		IdleExpiry: 2 * time.Second,
 		Busy:       20 * time.Millisecond,
@@ -57,7 +57,7 @@ func Open(t testing.TB, s *embedded.Server, opts ...func(*bus.Options)) *bus.Bus
 	for _, opt := range opts {
 		opt(&o)
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), Patience)
 	defer cancel()
 	b, err := bus.Open(ctx, o)
 	require.NoError(t, err)

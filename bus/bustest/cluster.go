@@ -2,13 +2,14 @@ package bustest
 
 import (
 	"fmt"
-	"net"
 	"net/url"
 	"testing"
 	"time"
 
 	"github.com/nats-io/nats-server/v2/server"
 	"github.com/stretchr/testify/require"
+
+	"github.com/k3s-autoscaler/k3s-autoscaler/test/freeport"
 )
 
 // clusterSize is how many servers a cluster has.
@@ -37,7 +38,8 @@ func Cluster(t testing.TB) []*server.Server {
 // them one by one.
 func ClusterOptions(t testing.TB) []*server.Options {
 	t.Helper()
-	ports := freePorts(t, 2*clusterSize)
+	ports, err := freeport.Take(2 * clusterSize)
+	require.NoError(t, err)
 	clients, routes := ports[:clusterSize], ports[clusterSize:]
 	out := make([]*server.Options, clusterSize)
 	for i := range out {
@@ -64,17 +66,4 @@ func StartServer(t testing.TB, o *server.Options) *server.Server {
 	s.Start()
 	require.True(t, s.ReadyForConnections(Patience))
 	return s
-}
-
-// freePorts are different from each other.
-func freePorts(t testing.TB, n int) []int {
-	t.Helper()
-	out := make([]int, n)
-	for i := range out {
-		l, err := net.Listen("tcp", "127.0.0.1:0")
-		require.NoError(t, err)
-		defer l.Close() // after all of them
-		out[i] = l.Addr().(*net.TCPAddr).Port
-	}
-	return out
 }

@@ -35,4 +35,8 @@ func lockDir(path string) (*dirLock, error) {
 
 // release gives the lock up. The file stays: removing it would let two
 // processes lock two different files of the same name.
-func (l *dirLock) release() error { return l.f.Close() }
+// Closing it is not enough: a program that is being started at this moment has a
+// copy of it until it runs.
+func (l *dirLock) release() error {
+	return errors.Join(syscall.Flock(int(l.f.Fd()), syscall.LOCK_UN), l.f.Close())
+}

@@ -432,7 +432,7 @@ func TestTheWholeStreamIsRecordedOnceThoughProcessesDie(t *testing.T) {
 		})
 		select {
 		case <-died:
-		case <-time.After(20 * time.Second):
+		case <-time.After(bustest.Patience):
 			t.Fatalf("%s was not passed", at)
 		}
 		stop()

@@ -475,7 +475,7 @@ func TestAPauseThatEndsIsNoticedWithoutASnapshot(t *testing.T) {
 	}
 	publish(events.ConfigApplied{Digest: "d", Start: b.now, Policy: testPolicy()})
 	publish(b.full())
-	until := b.now.Add(3 * time.Second)
+	until := time.Now().UTC().Add(5 * time.Second)
 	publish(events.PoolPaused{Pool: "a", Actor: "bob", Reason: "work", Until: until})
 	publish(b.alert(events.AlertFiring))
 	require.Eventually(t, func() bool { return len(payloads[events.NodeClaimed](b)) == 1 }, time.Minute, 20*time.Millisecond)

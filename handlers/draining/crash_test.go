@@ -184,7 +184,7 @@ func TestADrainOfAWorkerThatIsFrozenIsTakenOver(t *testing.T) {
 	require.Equal(t, []string{"node.cordoned", "node.drained"}, b.published())
 
 	// It wakes up, late: neither its effects nor its writes count.
-	require.Error(t, lease.Context().Err())
+	require.Eventually(t, func() bool { return lease.Context().Err() != nil }, patience, time.Millisecond)
 	require.ErrorIs(t, frozen.h.work(lease.Context(), lease), context.Canceled)
 	require.ErrorIs(t, lease.Commit(t.Context(), "late", func(*turn) error { return nil }), bus.ErrLeaseLost)
 	cordons, _, evictions := b.world.acts()

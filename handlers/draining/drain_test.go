@@ -211,7 +211,7 @@ func TestAPodThatMayNotBeEvictedAndComesLaterBlocksUntilTheDeadline(t *testing.T
 	b := setup(t)
 	b.world.add("default", "web-1", func(p *worldPod) { p.lingers = true })
 	b.start(nil)
-	b.request(events.GoalRemove, within(5*time.Second))
+	b.request(events.GoalRemove, within(10*time.Second))
 	await[events.NodeDrainProgressed](b, 1)
 	b.world.change(func(w *world) {
 		w.remove("default/web-1")
@@ -258,7 +258,7 @@ func TestAtTheDeadlineTheDrainIsUndoneAndNothingIsRemoved(t *testing.T) {
 	b := setup(t)
 	b.world.add("default", "web-1", func(p *worldPod) { p.budget = "default/web" })
 	p := b.start(nil)
-	b.request(events.GoalRemove, within(3*time.Second))
+	b.request(events.GoalRemove, within(10*time.Second))
 	undone := await[events.NodeUncordoned](b, 1)
 	require.Equal(t, ReasonDeadline, undone.Reason.Code)
 	require.Contains(t, undone.Reason.Message, "default/web-1")
@@ -412,7 +412,7 @@ func TestAnAPIServerThatStaysAwayEndsInAnUndoThatNamesIt(t *testing.T) {
 		return nil
 	}
 	b.start(nil)
-	b.request(events.GoalRemove, within(3*time.Second))
+	b.request(events.GoalRemove, within(10*time.Second))
 	d := b.awaitPhase(lifecycle.DrainUncordoning)
 	require.Contains(t, d.UndoReason.Message, errAPI.Error())
 	require.Eventually(t, func() bool { d, _ = b.record(); return d.Attempt > 2 }, patience, 10*time.Millisecond)

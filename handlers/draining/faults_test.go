@@ -194,7 +194,7 @@ func TestABusThatGoesAwayLeavesTheStepToTheNext(t *testing.T) {
 			p := b.open(nil)
 			require.NoError(t, p.h.Handle(t.Context(), delivery(t, b, b.request(events.GoalRemove))))
 			b.world.atCall(call, 1, func() error { return p.bus.Close() })
-			l, err := p.h.state.Acquire(t.Context(), bus.Key{Cluster: testCluster, Name: testNode}, 200*time.Millisecond)
+			l, err := p.h.state.Acquire(t.Context(), bus.Key{Cluster: testCluster, Name: testNode}, 5*time.Second)
 			require.NoError(t, err)
 			work := func() error {
 				for range 3 {

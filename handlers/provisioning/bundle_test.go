@@ -23,7 +23,7 @@ import (
 )
 
 // patience is how long a test waits for what has to come.
-const patience = 40 * time.Second
+const patience = bustest.Patience
 
 const (
 	testCluster = "home"

@@ -216,7 +216,9 @@ func TestWorkOfAnOwnerThatDiedIsTakenOverWhenItsLeaseEnds(t *testing.T) {
 	require.NoError(t, dead.h.Handle(t.Context(), b.delivery(b.publish("decision", b.claim()), 1)))
 	l, err := dead.h.state.Acquire(t.Context(), bus.Key{Cluster: testCluster, Name: testNode}, time.Second)
 	require.NoError(t, err)
-	until := time.Now().Add(700 * time.Millisecond)
+	r, _, err := dead.h.state.Get(t.Context(), bus.Key{Cluster: testCluster, Name: testNode})
+	require.NoError(t, err)
+	until := r.LeaseUntil
 	b.start(nil)
 	await[events.NodeReady](b)
 	require.True(t, time.Now().After(until), "not before the lease ended")

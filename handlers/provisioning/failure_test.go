@@ -158,7 +158,7 @@ func TestNodeThatRegistersButIsNeverReadyFailsAtItsDeadline(t *testing.T) {
 	b.world.onStart = func(name string) { b.observe(events.ObservedRegistered, b.world.register(name, false)) }
 	b.world.failNext("logs", errDaemon)
 	p := b.start(nil)
-	b.publish("decision", b.claim(func(p *events.NodeClaimed) { p.RegisterDeadline = events.Duration(500 * time.Millisecond) }))
+	b.publish("decision", b.claim(func(p *events.NodeClaimed) { p.RegisterDeadline = events.Duration(5 * time.Second) }))
 	failed, _ := await[events.NodeFailed](b)
 	require.Equal(t, ReasonNotReady, failed.Failure.Reason.Code)
 	require.Equal(t, "registered", failed.Failure.Stage)

@@ -54,6 +54,7 @@ const warnEvery = time.Hour
 
 // view is what one sweep sees of one cluster.
 type view struct {
+	began    time.Time // when its lists were begun
 	name     string
 	machines map[string]Machine
 	listed   map[string]bool // pools whose machines are all in machines
@@ -122,7 +123,7 @@ func (h *Handler) grace(p events.NodeDiverged) time.Duration {
 // observe lists the machines and Node objects of a cluster. A node list that
 // can't be had leaves nodes nil.
 func (h *Handler) observe(ctx context.Context, name string, c Cluster) (*view, error) {
-	v := &view{name: name, machines: map[string]Machine{}, listed: map[string]bool{}, records: map[string]lifecycle.Node{}}
+	v := &view{name: name, began: h.clock.Now(), machines: map[string]Machine{}, listed: map[string]bool{}, records: map[string]lifecycle.Node{}}
 	var errs []error
 	for _, pool := range slices.Sorted(maps.Keys(c.Pools)) {
 		var machines []Machine
@@ -224,7 +225,9 @@ func recordState(n lifecycle.Node, known bool) string {
 // compareRecord finds what is wrong with a record.
 func (h *Handler) compareRecord(v *view, name string, n lifecycle.Node, now time.Time) (events.NodeDiverged, bool) {
 	p := events.NodeDiverged{Node: name, ClaimID: n.ClaimID, Pool: n.Pool, Kind: events.DivergedNodeLost}
-	if n.Phase == lifecycle.Ready || n.Phase == lifecycle.Unready {
+	// One that became Ready while the lists were read is not missing in them: its
+	// machine may be younger than they are.
+	if (n.Phase == lifecycle.Ready || n.Phase == lifecycle.Unready) && n.Since.Before(v.began) {
 		m, hasMachine := v.machines[name]
 		_, hasNode := v.nodes[name]
 		switch {

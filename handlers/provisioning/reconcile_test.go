@@ -63,11 +63,26 @@ func TestSweepChangesNothingWhereAllAgree(t *testing.T) {
 	b.clock = clock.RealClock{}
 	p := b.start(nil)
 	b.ready(p)
+	s.clock.Step(time.Minute)
 	for range 5 {
 		s.run()
 		s.clock.Step(time.Minute)
 	}
 	require.Empty(t, b.diverged())
+}
+
+// The records are read after the lists.
+func TestANodeThatBecomesReadyDuringASweepIsNotLost(t *testing.T) {
+	t.Parallel()
+	began := time.Now()
+	v := &view{began: began, listed: map[string]bool{"small": true}, nodes: map[string]NodeObject{}}
+	n := lifecycle.Node{Pool: "small", Phase: lifecycle.Ready, Since: began.Add(time.Millisecond)}
+	_, differs := (&Handler{}).compareRecord(v, testNode, n, began.Add(time.Second))
+	require.False(t, differs)
+	n.Since = began.Add(-time.Millisecond)
+	p, differs := (&Handler{}).compareRecord(v, testNode, n, began.Add(time.Second))
+	require.True(t, differs)
+	require.Equal(t, "its machine is gone", p.Detail)
 }
 
 func TestOrphanMachineIsRemovedAfterItsGrace(t *testing.T) {
@@ -192,6 +207,7 @@ func TestMachineOfAnEndedClaimIsRemovedAgain(t *testing.T) {
 	b.clock = clock.RealClock{}
 	p := b.start(nil)
 	b.ready(p)
+	s.clock.Step(time.Minute)
 	b.drain()
 	b.settled(p)
 	// An owner that was frozen in Create woke up after all.
@@ -229,6 +245,7 @@ func TestReadyNodeThatVanishedIsLostAndCleanedUp(t *testing.T) {
 			b.clock = clock.RealClock{}
 			p := b.start(nil)
 			b.ready(p)
+			s.clock.Step(time.Minute)
 			b.world.do(c.vanish)
 			for i := range c.sweeps {
 				require.Empty(t, b.diverged(), "after %d sweeps", i)
@@ -318,6 +335,7 @@ func TestUnknownIsNotGone(t *testing.T) {
 	b.clock = clock.RealClock{}
 	p := b.start(nil)
 	b.ready(p)
+	s.clock.Step(time.Minute)
 	b.world.do(func(w *fakeWorld) {
 		w.machines[testNode+"-orphan"] = &Machine{Name: testNode + "-orphan", Cluster: testCluster, Pool: testPool, ClaimID: "c", State: MachineRunning}
 	})
@@ -355,6 +373,7 @@ func TestRecordOfANodeThatIsGoneIsForgottenAfterADay(t *testing.T) {
 	b.clock = clock.RealClock{}
 	p := b.start(nil)
 	b.ready(p)
+	s.clock.Step(time.Minute)
 	b.drain()
 	b.settled(p)
 	s.clock.SetTime(time.Now().Add(23 * time.Hour))

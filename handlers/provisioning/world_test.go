@@ -249,5 +249,5 @@ func (w fakeNodes) DeleteNodePassword(ctx context.Context, name string) error {
 // shortTimes let tests wait for milliseconds.
 func shortTimes() Times {
 	return Times{RetryBase: 20 * time.Millisecond, RetryMax: 100 * time.Millisecond, Call: 5 * time.Second, Create: 5 * time.Second,
-		Watch: 50 * time.Millisecond, Sweep: time.Hour, Grace: 2 * time.Minute, Lease: time.Second}
+		Watch: 50 * time.Millisecond, Sweep: time.Hour, Grace: 2 * time.Minute, Lease: 10 * time.Second}
 }

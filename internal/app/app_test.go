@@ -140,7 +140,9 @@ func TestTheMinimumIsReachedAndEverythingIsAudited(t *testing.T) {
 	// The next start goes on where this one ended: a config.applied more, no
 	// node more, and the collector has a higher epoch.
 	a, stop = b.run(t, false)
-	require.Eventually(t, func() bool { return b.count(t, a, events.TypeSnapshotCaptured) >= 2 }, time.Minute, 50*time.Millisecond)
+	require.Eventually(t, func() bool {
+		return b.count(t, a, events.TypeSnapshotCaptured) >= 2 && b.count(t, a, events.TypeConfigApplied) >= 2
+	}, time.Minute, 50*time.Millisecond)
 	require.Equal(t, 2, b.count(t, a, events.TypeConfigApplied))
 	require.Equal(t, 1, b.count(t, a, events.TypeNodeClaimed))
 	stop()

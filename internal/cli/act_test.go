@@ -107,7 +107,7 @@ func TestWaitFollowsARequestToItsEnd(t *testing.T) {
 		})})}, 0, "done"},
 		"a node is uncordoned": {[]string{"uncordon", "n1", "--wait"}, []api.Entry{node("n1", events.NodeDrainCancelled{Node: "n1", RequestID: "REQUEST", Reason: reason("x", "y")}),
 			node("n1", events.NodeUncordoned{DrainRef: ref("n1", "cordon"), Reason: reason("Cancelled", "z")})}, 0, "done"},
-		"nothing happens": {append(up, "--timeout", "50ms"), nil, 1, "not done after 50ms; the request stays: k3s-autoscaler explain "},
+		"nothing happens": {append(up, "--timeout", "3s"), nil, 1, "not done after 3s; the request stays: k3s-autoscaler explain "},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

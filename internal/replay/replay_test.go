@@ -97,7 +97,7 @@ func (b *testBundle) record(die func(step string) bool) (deaths int) {
 		require.NoError(b.t, err)
 		done := make(chan error, 1)
 		go func() { done <- other.RunBatch(ctx, h) }()
-		require.Eventually(b.t, func() bool { return dead.Load() || b.recorded() }, time.Minute, 5*time.Millisecond)
+		require.Eventually(b.t, func() bool { return dead.Load() || b.recorded() }, bustest.Patience, 5*time.Millisecond)
 		kill()
 		require.NoError(b.t, <-done)
 		if !dead.Load() {

@@ -3,6 +3,7 @@ package scaling
 import (
 	"testing"
 	"time"
+	_ "time/tzdata" // wherever the tests run
 
 	"github.com/stretchr/testify/require"
 )

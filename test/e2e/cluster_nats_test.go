@@ -14,10 +14,10 @@ import (
 	"fmt"
 	"math/big"
 	"net"
-	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -30,6 +30,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/k3s-autoscaler/k3s-autoscaler/internal/app"
+	"github.com/k3s-autoscaler/k3s-autoscaler/test/freeport"
 )
 
 // natsServerConfig is set in the environment of a copy of this test binary that
@@ -242,7 +243,7 @@ func (n *natsCluster) complete(name string, size int) error {
 		n.t.Fatalf("%s ended: %s\n%s", name, s.cmd.ProcessState, b)
 	default:
 	}
-	resp, err := http.Get(s.monitor + "/jsz")
+	resp, err := patient.Get(s.monitor + "/jsz")
 	if err != nil {
 		return err
 	}
@@ -289,12 +290,11 @@ func (n *natsCluster) consumer(stream, name string) (*jetstream.ConsumerInfo, er
 // freeAddresses are different from each other.
 func freeAddresses(t *testing.T, n int) []string {
 	t.Helper()
+	ports, err := freeport.Take(n)
+	require.NoError(t, err)
 	out := make([]string, n)
-	for i := range out {
-		l, err := net.Listen("tcp", "127.0.0.1:0")
-		require.NoError(t, err)
-		defer l.Close() // after all of them
-		out[i] = l.Addr().String()
+	for i, port := range ports {
+		out[i] = "127.0.0.1:" + strconv.Itoa(port)
 	}
 	return out
 }

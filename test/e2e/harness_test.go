@@ -9,7 +9,6 @@ import (
 	"flag"
 	"fmt"
 	"io"
-	"net"
 	"net/http"
 	"os"
 	"os/exec"
@@ -124,7 +123,11 @@ type pool struct {
 	DrainLimit string // default 60s
 	Register   string // default 60s
 	UpCooldown string // default 5s
+	Stabilize  string // default 2s
 }
+
+// patient waits for an answer as long as a request to the bus may take, not for ever.
+var patient = &http.Client{Timeout: time.Minute}
 
 // newProduct writes the configuration of a cluster with one pool. Its nodes
 // carry the label pool=<cluster> and a taint, so that tests don't see each
@@ -162,6 +165,7 @@ func (p *product) writeConfig(pl pool) {
 	def(&pl.DrainLimit, "60s")
 	def(&pl.Register, "60s")
 	def(&pl.UpCooldown, "5s")
+	def(&pl.Stabilize, "2s")
 	text := fmt.Sprintf(`clusters:
   - name: %[1]s
     kubeconfig: %[2]s
@@ -181,7 +185,7 @@ func (p *product) writeConfig(pl pool) {
         backoff: {initial: 3s, max: 10s}
         drain: {deadline: %[15]s}
         scale_up: {cooldown: %[21]s}
-        scale_down: {unneeded: %[14]s, delay_after_add: 2s, delay_after_failure: 2s, cooldown: 1s, stabilization: 2s, min_lifetime: 1s, flap: {count: 0}}
+        scale_down: {unneeded: %[14]s, delay_after_add: 2s, delay_after_failure: 2s, cooldown: 1s, stabilization: %[22]s, min_lifetime: 1s, flap: {count: 0}}
         docker:
           host: %[11]s
           network: %[12]s
@@ -198,7 +202,7 @@ api:
 telemetry: {log_level: debug, log_format: text}
 `, p.cluster, world.ReaderKubeconfig, world.ActorKubeconfig, world.APIServerURLForNodes, pl.TokenFile,
 		pl.Name, pl.Min, pl.Max, pl.CPU, pl.Memory, world.DockerHost, world.Network, pl.Image,
-		pl.Unneeded, pl.DrainLimit, pl.Register, pl.Docker, pl.Extra, pl.Policy, strings.TrimPrefix(p.url, "http://"), pl.UpCooldown)
+		pl.Unneeded, pl.DrainLimit, pl.Register, pl.Docker, pl.Extra, pl.Policy, strings.TrimPrefix(p.url, "http://"), pl.UpCooldown, pl.Stabilize)
 	require.NoError(p.t, os.WriteFile(p.config, []byte(text), 0o600))
 }
 
@@ -233,7 +237,7 @@ func (p *product) ready() {
 			p.t.Fatalf("the product ended at once: %s\n%s", p.cmd.ProcessState, lastLines(b, 40))
 		default:
 		}
-		resp, err := http.Get(p.url + "/readyz")
+		resp, err := patient.Get(p.url + "/readyz")
 		if err != nil {
 			return err
 		}
@@ -314,7 +318,7 @@ func (p *product) post(body []byte) *http.Response {
 	require.NoError(p.t, err)
 	req.Header.Set("Authorization", "Bearer "+strings.TrimSpace(string(token)))
 	req.Header.Set("Content-Type", "application/json")
-	resp, err := http.DefaultClient.Do(req)
+	resp, err := patient.Do(req)
 	require.NoError(p.t, err)
 	p.t.Cleanup(func() { resp.Body.Close() })
 	return resp
@@ -448,10 +452,7 @@ func never(t *testing.T, during time.Duration, what string, check func() bool) {
 
 func freeAddress(t *testing.T) string {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	require.NoError(t, err)
-	defer l.Close()
-	return l.Addr().String()
+	return freeAddresses(t, 1)[0]
 }
 
 // keepLogs is set in the environment to a folder that shall have the whole logs,

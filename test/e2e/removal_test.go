@@ -26,9 +26,13 @@ func foreignNode(t *testing.T, name, cluster string) {
 	ctx := context.Background()
 	token, err := os.ReadFile(world.JoinTokenFile)
 	require.NoError(t, err)
+	info, err := engine.Info(ctx)
+	require.NoError(t, err)
+	// Room for two pods of 200m, however many cores the host has.
+	reserved := fmt.Sprintf("system-reserved=cpu=%dm", info.NCPU*1000-500)
 	c, err := engine.ContainerCreate(ctx, &container.Config{
 		Image: world.Image, Hostname: name,
-		Cmd: []string{"agent", "--node-name", name, "--node-label", "pool=" + cluster, "--kubelet-arg", "system-reserved=cpu=1500m"},
+		Cmd: []string{"agent", "--node-name", name, "--node-label", "pool=" + cluster, "--kubelet-arg", reserved},
 		Env: []string{"K3S_URL=" + world.APIServerURLForNodes, "K3S_TOKEN=" + strings.TrimSpace(string(token))},
 	}, &container.HostConfig{Privileged: true, NetworkMode: container.NetworkMode(world.Network), Tmpfs: map[string]string{"/run": "", "/var/run": ""}}, nil, nil, name)
 	require.NoError(t, err)
@@ -82,14 +86,16 @@ func volumeNames(t *testing.T) []string {
 
 // c. The load goes, and with it the nodes, newest first, down to the minimum.
 func TestNodesLeaveAfterTheLoadAndNothingOfThemStays(t *testing.T) {
-	p := newProduct(t, "e2e-c", pool{Min: 1, Max: 4})
+	// The pods of several nodes end one after the other: which node is the newest
+	// of those that may go is judged when all have ended.
+	p := newProduct(t, "e2e-c", pool{Min: 1, Max: 4, Stabilize: "8s"})
 	ns := namespace(t, "e2e-c")
 	foreignNode(t, "e2e-c-foreign", p.cluster)
 	p.start()
 	eventually(t, 90*time.Second, "the pool is at its minimum", readyNodes(t, p, 1))
 	first, _ := ourNodes(t, p.cluster)
 
-	// The foreign node has room for one pod, the first of ours for two.
+	// The foreign node and the first of ours have room for two pods each.
 	deployment(t, ns, "web", p.cluster, 7, "200m")
 	waitRunning(t, ns, "web", 7, 120*time.Second)
 	names, ready := ourNodes(t, p.cluster)

@@ -238,6 +238,13 @@ func TestPeopleScaleDrainAndRemoveByHand(t *testing.T) {
 	held := p.mustCLI("explain", "burst")
 	t.Logf("explain burst says:\n%s", held)
 	require.Contains(t, strings.ToLower(held), "min")
+	// A Node object goes first, the machine last.
+	eventually(t, 60*time.Second, "both removals are recorded", func() error {
+		if n := len(p.history(events.TypeNodeRemoved)); n < 2 {
+			return fmt.Errorf("%d are", n)
+		}
+		return nil
+	})
 	require.Len(t, p.history(events.TypeNodeRemoved), 2)
 	waitRunning(t, ns, "web", 3, 60*time.Second)
 }

@@ -67,7 +67,7 @@ func TestTheWebhookTakesWhatAlertmanagerSends(t *testing.T) {
 	}
 
 	// Without the token: refused.
-	resp, err := http.Post(p.url+"/v1/alerts", "application/json", strings.NewReader(string(body)))
+	resp, err := patient.Post(p.url+"/v1/alerts", "application/json", strings.NewReader(string(body)))
 	require.NoError(t, err)
 	resp.Body.Close()
 	require.Equal(t, http.StatusUnauthorized, resp.StatusCode)

@@ -23,7 +23,7 @@ const engineGrace = 20 * time.Second
 func down(ctx context.Context, opts Options) error {
 	p := processes{stateDir: opts.StateDir}
 	if !isDir(opts.StateDir) {
-		return endAll(p.marked())
+		return p.endMarked()
 	}
 	var errs []error
 	e, err := load(opts)
@@ -51,7 +51,7 @@ func down(ctx context.Context, opts Options) error {
 		errs = append(errs, p.stop("dockerd", engineGrace))
 	}
 	// Children of the engine, and what a crash kept from being recorded.
-	errs = append(errs, endAll(p.marked()))
+	errs = append(errs, p.endMarked())
 	errs = append(errs, unmountBelow(opts.StateDir))
 	if e != nil && e.PrivateEngine {
 		errs = append(errs, deleteBridge(ctx, bridgeName(e.ID)))
@@ -97,6 +97,21 @@ func removePluginDir() {
 	for _, dir := range []string{filepath.Join(pluginDir, "plugins"), pluginDir} {
 		_ = os.Remove(dir) // refused by the kernel when it is not empty
 	}
+}
+
+// endMarked kills every program with the marker, and what those have started since
+// they were looked for.
+func (p processes) endMarked() error {
+	for range 5 {
+		left := p.marked()
+		if len(left) == 0 {
+			break
+		}
+		if err := endAll(left); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // endAll kills programs whose state is of no more use, all at once.

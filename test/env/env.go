@@ -16,6 +16,8 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/tools/clientcmd"
+
+	"github.com/k3s-autoscaler/k3s-autoscaler/test/freeport"
 )
 
 // Env is a running environment. Its fields are paths, addresses and names for
@@ -103,7 +105,7 @@ func Start(ctx context.Context, opts Options) (*Env, error) {
 	}
 	e, err := startLocked(ctx, opts)
 	if err != nil {
-		_ = using.Close()
+		unlockFile(using)
 		return nil, err
 	}
 	e.using = using
@@ -172,7 +174,7 @@ func (e *Env) Release(ctx context.Context) error {
 	if e.using == nil {
 		return nil
 	}
-	_ = e.using.Close()
+	unlockFile(e.using)
 	e.using = nil
 	current, err := load(e.opts) // another process may have asked to keep it
 	if err != nil || current.ID != e.ID || current.Keep {
@@ -296,7 +298,7 @@ func (e *Env) setVariants(name string) {
 
 // startStandIns runs the control plane built here, behind its two doors.
 func (e *Env) startStandIns(ctx context.Context, binaries Binaries) error {
-	ports, err := freePorts(7)
+	ports, err := freeport.Take(7)
 	if err != nil {
 		return err
 	}

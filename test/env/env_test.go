@@ -15,6 +15,8 @@ import (
 
 	"github.com/stretchr/testify/require"
 	"sigs.k8s.io/yaml"
+
+	"github.com/k3s-autoscaler/k3s-autoscaler/test/freeport"
 )
 
 func options(t *testing.T) Options {
@@ -175,7 +177,7 @@ func TestAProcessThatIgnoresSIGTERMIsKilled(t *testing.T) {
 func TestWaitingEndsWithTheLogWhenTheProcessEnds(t *testing.T) {
 	t.Parallel()
 	p := processes{stateDir: options(t).StateDir}
-	require.NoError(t, p.start("failing", "sh", "-c", "echo no such port; sleep 1; exit 3"))
+	require.NoError(t, p.start("failing", "sh", "-c", "echo no such port; sleep 3; exit 3"))
 	err := p.waitFor(t.Context(), "failing", time.Minute, func(context.Context) error { return os.ErrNotExist })
 	require.ErrorContains(t, err, "failing ended")
 	require.ErrorContains(t, err, "no such port")
@@ -292,7 +294,7 @@ func TestFreeSubnetsAvoidThoseInUse(t *testing.T) {
 	require.Equal(t, netip.MustParsePrefix("172.31.236.0/22"), free[1])
 	require.Empty(t, freeSubnets([]netip.Prefix{netip.MustParsePrefix("172.16.0.0/12")}))
 
-	ports, err := freePorts(5)
+	ports, err := freeport.Take(5)
 	require.NoError(t, err)
 	require.Len(t, ports, 5)
 	seen := map[int]bool{}

@@ -19,7 +19,7 @@ func lockFile(ctx context.Context, path string, waiting func()) (unlock func(), 
 	for told := false; ; {
 		err := syscall.Flock(int(file.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
 		if err == nil {
-			return func() { _ = file.Close() }, nil
+			return func() { unlockFile(file) }, nil
 		}
 		if !errors.Is(err, syscall.EWOULDBLOCK) && !errors.Is(err, syscall.EINTR) {
 			_ = file.Close()
@@ -36,6 +36,13 @@ func lockFile(ctx context.Context, path string, waiting func()) (unlock func(), 
 		case <-time.After(100 * time.Millisecond):
 		}
 	}
+}
+
+// unlockFile gives a lock up and closes its file. Closing it is not enough: a
+// program that is being started at this moment has a copy of it until it runs.
+func unlockFile(file *os.File) {
+	_ = syscall.Flock(int(file.Fd()), syscall.LOCK_UN)
+	_ = file.Close()
 }
 
 // shareFile takes a shared lock, which counts this process among the users of
@@ -58,7 +65,7 @@ func isFree(path string) (bool, error) {
 	if err != nil {
 		return false, err
 	}
-	defer file.Close()
+	defer unlockFile(file)
 	err = syscall.Flock(int(file.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
 	if errors.Is(err, syscall.EWOULDBLOCK) {
 		return false, nil

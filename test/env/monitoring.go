@@ -12,6 +12,8 @@ import (
 	"time"
 
 	"sigs.k8s.io/yaml"
+
+	"github.com/k3s-autoscaler/k3s-autoscaler/test/freeport"
 )
 
 // MonitoringOptions say what Prometheus watches and whom Alertmanager tells.
@@ -59,7 +61,7 @@ func (e *Env) StartMonitoring(ctx context.Context, opts MonitoringOptions) (*Mon
 	if err != nil {
 		return nil, err
 	}
-	ports, err := freePorts(2)
+	ports, err := freeport.Take(2)
 	if err != nil {
 		return nil, err
 	}

@@ -13,21 +13,6 @@ import (
 	"time"
 )
 
-// freePorts returns n different TCP ports on loopback that nothing listens on.
-func freePorts(n int) ([]int, error) {
-	var ports []int
-	for range n {
-		// All stay open until the last is chosen, so that none is given twice.
-		listener, err := net.Listen("tcp", hostPort(loopback, 0))
-		if err != nil {
-			return nil, fmt.Errorf("find a free port: %w", err)
-		}
-		defer listener.Close()
-		ports = append(ports, listener.Addr().(*net.TCPAddr).Port)
-	}
-	return ports, nil
-}
-
 // subnetCandidates are /22 networks (1,021 containers each) of the private
 // range that Docker itself and home networks use least.
 func subnetCandidates() []netip.Prefix {

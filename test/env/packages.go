@@ -72,6 +72,8 @@ func keepServicesStopped() (restore func(), err error) {
 }
 
 func apt(ctx context.Context, args ...string) error {
+	// A machine that has just booted may be busy with its own updates for minutes.
+	args = append([]string{"-o", "DPkg::Lock::Timeout=300", "-o", "Acquire::Retries=3"}, args...)
 	cmd := exec.CommandContext(ctx, "apt-get", args...)
 	cmd.Env = append(os.Environ(), "DEBIAN_FRONTEND=noninteractive")
 	if out, err := cmd.CombinedOutput(); err != nil {

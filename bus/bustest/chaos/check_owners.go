@@ -86,7 +86,7 @@ func (c *checker) disturbed(start, end Line) bool {
 			break
 		}
 		switch l.What {
-		case WhatStall:
+		case WhatStall, WhatElected:
 			if (l.Server || l.Who == start.Who) && l.At+before > start.At {
 				return true
 			}

@@ -167,6 +167,7 @@ func TestCheckTakesNoWitnessThatWasDisturbed(t *testing.T) {
 		"its process was frozen":    {At: 10.2e6, Who: "w0", What: WhatFault, Fault: FaultFreeze},
 		"its process was paused":    {At: 10.2e6, Who: "w0", What: WhatStall},
 		"a server was paused":       {At: 10.2e6, Who: "s0", What: WhatStall, Server: true},
+		"a leader was elected":      {At: 10.2e6, Who: "driver", What: WhatElected, Server: true},
 		"a server was killed":       {At: 10.2e6, Who: "s0", What: WhatFault, Fault: FaultRestart, Server: true},
 		"somebody else was cut off": {At: 10.2e6, Who: "w2", What: WhatFault, Fault: FaultPartition},
 	} {

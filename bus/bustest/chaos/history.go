@@ -34,9 +34,10 @@ const (
 	WhatGap    = "gap"    // it does not follow what is committed
 
 	// Of whoever breaks things.
-	WhatFault  = "fault"
-	WhatHealed = "healed"
-	WhatStall  = "stall" // a process noticed that it was paused; Micros says how long
+	WhatFault   = "fault"
+	WhatHealed  = "healed"
+	WhatElected = "elected" // a stream or consumer has another leader
+	WhatStall   = "stall"   // a process noticed that it was paused; Micros says how long
 )
 
 // Line is one line of a history. All processes append to one file: the order of

@@ -78,6 +78,13 @@ func (r *runner) run(ctx context.Context) (h History, err error) {
 	if err := r.startServers(ctx); err != nil {
 		return h, err
 	}
+	if r.s.Topology == Cluster {
+		stop, err := r.watchElections()
+		if err != nil {
+			return h, err
+		}
+		defer stop()
+	}
 	for i := range r.s.Workers {
 		if err := r.addWorker(i); err != nil {
 			return h, err

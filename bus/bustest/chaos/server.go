@@ -5,7 +5,6 @@ package chaos
 import (
 	"fmt"
 	"io"
-	"net"
 	"net/url"
 	"os"
 	"path/filepath"
@@ -13,6 +12,8 @@ import (
 	"time"
 
 	"github.com/nats-io/nats-server/v2/server"
+
+	"github.com/k3s-autoscaler/k3s-autoscaler/test/freeport"
 )
 
 // serverSpec is what a server process is told.
@@ -36,7 +37,7 @@ func serverSpecs(topology Topology, dir string, ackWait time.Duration) ([]server
 	if topology == Cluster {
 		n = clusterServers
 	}
-	ports, err := freePorts(2 * n)
+	ports, err := freeport.Take(2 * n)
 	if err != nil {
 		return nil, err
 	}
@@ -60,21 +61,6 @@ func serverSpecs(topology Topology, dir string, ackWait time.Duration) ([]server
 
 // DataDir is where the server of a run in dir has its data, if it is but one.
 func DataDir(dir string) string { return filepath.Join(dir, "s0") }
-
-// freePorts are ports that nobody listens on. A server keeps its port when it is
-// started again.
-func freePorts(n int) ([]int, error) {
-	out := make([]int, n)
-	for i := range out {
-		l, err := net.Listen("tcp", "127.0.0.1:0")
-		if err != nil {
-			return nil, fmt.Errorf("find a free port: %w", err)
-		}
-		defer l.Close() // after all of them: they differ
-		out[i] = l.Addr().(*net.TCPAddr).Port
-	}
-	return out, nil
-}
 
 // runServer is a server as an operator would run it, until standard input ends.
 func runServer(spec serverSpec) error {

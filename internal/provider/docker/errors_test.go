@@ -40,7 +40,7 @@ func scriptedEngine(t *testing.T, script map[string]answer) Options {
 	require.NoError(t, err)
 	var mu sync.Mutex
 	server := &httptest.Server{Listener: listener, Config: &http.Server{
-		ReadHeaderTimeout: time.Second,
+		ReadHeaderTimeout: time.Minute,
 		Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			mu.Lock()
 			defer mu.Unlock()

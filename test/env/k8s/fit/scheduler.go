@@ -38,7 +38,7 @@ func newScheduler(ctx context.Context, c cluster) (*scheduler, error) {
 		w.nodes[n.Name] = n
 	}
 	for _, p := range c.Pods {
-		w.pods[key(p)] = p
+		w.put(p)
 	}
 	w.look()
 	config, err := latest.Default()
@@ -299,7 +299,7 @@ func (s *scheduler) add(t template, name string) {
 	for i, p := range t.Pods {
 		p = p.DeepCopy()
 		p.Name, p.Spec.NodeName = fmt.Sprintf("%s-%s-%d", p.Name, name, i), name
-		s.pods[key(p)] = p
+		s.put(p)
 	}
 	s.look()
 }

@@ -2,9 +2,12 @@ package main
 
 import (
 	"cmp"
+	"hash/fnv"
 	"slices"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/tools/cache"
 	"k8s.io/klog/v2"
 	fwk "k8s.io/kube-scheduler/framework"
@@ -22,6 +25,17 @@ type world struct {
 }
 
 func key(p *corev1.Pod) string { return p.Namespace + "/" + p.Name }
+
+// put adds a pod that began at a time which its name decides: without one the
+// scheduler decides by the clock who of equals has to go in a preemption.
+func (w *world) put(p *corev1.Pod) {
+	if p.Status.StartTime == nil {
+		sum := fnv.New32a()
+		_, _ = sum.Write([]byte(key(p)))
+		p.Status.StartTime = &metav1.Time{Time: time.Unix(int64(sum.Sum32()), 0)}
+	}
+	w.pods[key(p)] = p
+}
 
 // look takes the view anew.
 func (w *world) look() {
