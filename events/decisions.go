@@ -43,6 +43,9 @@ type Alternative struct {
 	Subject string `json:"subject"` // node, pod or pool
 	Reason  Reason `json:"reason"`
 	Fix     string `json:"fix,omitempty"` // what would have to change
+	// Pods are the pending pods of which it is said, ns/name: alike for the
+	// scheduler, the subject among them. A decision names at most 50.
+	Pods []string `json:"pods,omitempty"`
 }
 
 // Decision is the verdict on one pool with everything that led to it.

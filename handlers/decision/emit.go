@@ -110,7 +110,7 @@ func payload(d scaling.Decision) events.Decision {
 		out.Guards = append(out.Guards, events.GuardResult{Guard: g.Guard, Value: g.Value, Message: g.Message, Until: g.Until, Lifts: g.Lifts})
 	}
 	for _, a := range d.Rejected {
-		out.Rejected = append(out.Rejected, events.Alternative{Subject: a.Subject, Reason: events.Reason(a.Reason), Fix: a.Fix})
+		out.Rejected = append(out.Rejected, events.Alternative{Subject: a.Subject, Reason: events.Reason(a.Reason), Fix: a.Fix, Pods: a.Pods})
 	}
 	for _, r := range d.Overruled {
 		out.Overruled = append(out.Overruled, events.Reason(r))

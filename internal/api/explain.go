@@ -392,7 +392,8 @@ func (s *Server) timeline(ctx context.Context, q audit.Query) ([]AuditRecord, er
 // rejects reports whether a decision names a candidate, written "node NAME" or
 // "pod NS/NAME", as one that was not taken.
 func rejects(d DecisionRecord, subject string) bool {
-	return slices.ContainsFunc(d.Rejected, func(a events.Alternative) bool { return a.Subject == subject })
+	pod, _ := strings.CutPrefix(subject, "pod ")
+	return slices.ContainsFunc(d.Rejected, func(a events.Alternative) bool { return a.Subject == subject || slices.Contains(a.Pods, pod) })
 }
 
 // withStanding puts the last decision about each pool in front of those that

@@ -197,7 +197,11 @@ func (a *app) decision(l *lines, d api.DecisionRecord) error {
 		l.WriteByte('\n')
 		l.add(2, "Not chosen")
 		for _, r := range d.Rejected {
-			text := r.Subject + ": " + r.Reason.Message
+			text := r.Subject + ": "
+			if n := len(r.Pods) - 1; n > 0 {
+				text = fmt.Sprintf("%s and %d like it: each ", r.Subject, n)
+			}
+			text += r.Reason.Message
 			if r.Fix != "" {
 				text += ". To change that: " + r.Fix
 			}

@@ -129,7 +129,10 @@ type Alternative struct {
 	Subject string `json:"subject"` // "node NAME", "pod NS/NAME" or "pool NAME"
 	Reason  Reason `json:"reason"`
 	Fix     string `json:"fix,omitempty"`
-	quiet   bool   // its coming and going is not worth saying by itself
+	// Pods are the pending pods of which it is said, the subject among them: they
+	// are alike for the scheduler. A decision names at most maxNamed.
+	Pods  []string `json:"pods,omitempty"`
+	quiet bool     // its coming and going is not worth saying by itself
 }
 
 // Decision is the verdict on one pool with everything that led to it.

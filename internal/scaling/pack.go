@@ -221,6 +221,7 @@ func (e *evaluation) explainGroup(p *poolRun, g *group, all []*Pod, held *Guard)
 		p.proposed = true
 		p.held(held, Reason{CodeUnschedulablePods, fmt.Sprintf("%s like %s would fit on a new node", count(len(g.pods), "pod"), g.pods[0].Ref())})
 		p.would = append(p.would, held.Lifts)
+		p.holdPods(g.pods, Reason{held.code, "would fit on a new node, but " + held.Message}, held.Lifts)
 	default:
 		p.proposed = true
 		limit := p.maxGuard()
@@ -229,5 +230,6 @@ func (e *evaluation) explainGroup(p *poolRun, g *group, all []*Pod, held *Guard)
 		p.hold(limit.code, text)
 		p.overruled = append(p.overruled, Reason{limit.code, text})
 		p.would = append(p.would, limit.remedy(p))
+		p.holdPods(g.pods, Reason{limit.code, "would fit on a new node, but " + limit.Message}, limit.remedy(p))
 	}
 }

@@ -50,6 +50,9 @@ type PoolState struct {
 	Needs []Need `json:"needs,omitempty"`
 	// Verdict is what was last said of the pool, to say the next only when it differs.
 	Verdict string `json:"verdict,omitempty"`
+	// Unserved are the pods of which was last said why they get no node here: to
+	// say it of others when they come.
+	Unserved []string `json:"unserved,omitempty"`
 }
 
 // Flap is a need for a node soon after a removal.
