@@ -41,7 +41,7 @@ func (e *EvictionBlocked) Error() string {
 
 // expected reports whether err is an answer rather than a failure.
 func expected(err error) bool {
-	return err == nil || apierrors.IsNotFound(err) || apierrors.IsConflict(err) || apierrors.IsTooManyRequests(err)
+	return err == nil || apierrors.IsNotFound(err) || apierrors.IsConflict(err) || apierrors.IsAlreadyExists(err) || apierrors.IsTooManyRequests(err)
 }
 
 // wrap names the act, and turns the server's "not found" into ours.

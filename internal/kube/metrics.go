@@ -19,21 +19,40 @@ func NewErrorCounter(reg prometheus.Registerer) (*ErrorCounter, error) {
 		Name: "autoscaler_kubernetes_api_errors_total",
 		Help: "Calls of the Kubernetes API server that failed, by verb and resource.",
 	}, []string{"verb", "resource"})
-	if reg == nil {
-		return &ErrorCounter{vec: vec}, nil
-	}
-	if err := reg.Register(vec); err != nil {
-		var already prometheus.AlreadyRegisteredError
-		if !errors.As(err, &already) {
-			return nil, err
-		}
-		existing, ok := already.ExistingCollector.(*prometheus.CounterVec)
-		if !ok {
-			return nil, err
-		}
-		vec = existing
+	vec, err := registered(reg, vec)
+	if err != nil {
+		return nil, err
 	}
 	return &ErrorCounter{vec: vec}, nil
+}
+
+// newNotesWritten registers autoscaler_kubernetes_events_total.
+func newNotesWritten(reg prometheus.Registerer) (*prometheus.CounterVec, error) {
+	return registered(reg, prometheus.NewCounterVec(prometheus.CounterOpts{
+		Name: "autoscaler_kubernetes_events_total",
+		Help: "Calls that write Kubernetes Events on pods and nodes, by outcome: written or failed.",
+	}, []string{"outcome"}))
+}
+
+// registered returns the counter of that name that the registry has already, or
+// the one that is given. A nil registerer counts for nobody.
+func registered(reg prometheus.Registerer, vec *prometheus.CounterVec) (*prometheus.CounterVec, error) {
+	if reg == nil {
+		return vec, nil
+	}
+	err := reg.Register(vec)
+	if err == nil {
+		return vec, nil
+	}
+	var already prometheus.AlreadyRegisteredError
+	if !errors.As(err, &already) {
+		return nil, err
+	}
+	existing, ok := already.ExistingCollector.(*prometheus.CounterVec)
+	if !ok {
+		return nil, err
+	}
+	return existing, nil
 }
 
 // Count counts err, unless it is an answer.
