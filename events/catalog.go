@@ -26,6 +26,7 @@ const (
 	HandlerProvisioning = "provisioning"
 	HandlerDraining     = "draining"
 	HandlerAuditing     = "auditing"
+	HandlerAnnouncing   = "announcing"
 )
 
 // Definition describes one type of the catalogue.
@@ -33,7 +34,7 @@ type Definition struct {
 	Type       string
 	Key        KeyKind
 	Publishers []string // roles that publish it
-	Readers    []string // handlers that read it; auditing reads all and is not listed
+	Readers    []string // handlers that read it; auditing and announcing get all and are not listed
 	Summary    string   // one sentence, for the generated reference
 	payload    Payload
 }

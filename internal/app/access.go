@@ -27,6 +27,8 @@ func access(role string) bus.Access {
 		return bus.Access{Name: role, Publishers: []string{role}, Handler: events.HandlerProvisioning}
 	case RoleDraining:
 		return bus.Access{Name: role, Publishers: []string{role}, Handler: events.HandlerDraining}
+	case RoleAnnouncing:
+		return bus.Access{Name: role, Handler: events.HandlerAnnouncing, Batch: true}
 	default:
 		return bus.Access{Name: role, Handler: events.HandlerAuditing, Batch: true, Record: true}
 	}

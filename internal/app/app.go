@@ -78,7 +78,7 @@ func New(ctx context.Context, o Options) (_ *App, err error) {
 		name string
 		add  func(context.Context) error
 	}{
-		{RoleAuditing, a.addAuditing}, {RoleDecision, a.addDecision}, {RoleProvisioning, a.addProvisioning},
+		{RoleAuditing, a.addAuditing}, {RoleAnnouncing, a.addAnnouncing}, {RoleDecision, a.addDecision}, {RoleProvisioning, a.addProvisioning},
 		{RoleDraining, a.addDraining}, {RoleCollector, a.addCollectors}, {RoleGateway, a.addGateway},
 	} {
 		if !o.has(r.name) {

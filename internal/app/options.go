@@ -25,15 +25,16 @@ const (
 	RoleProvisioning = "provisioning"
 	RoleDraining     = "draining"
 	RoleAuditing     = "auditing"
+	RoleAnnouncing   = "announcing" // Kubernetes Events
 )
 
 // Roles lists every role, in the order in which they start.
 func Roles() []string {
-	return []string{RoleAuditing, RoleDecision, RoleProvisioning, RoleDraining, RoleCollector, RoleGateway}
+	return []string{RoleAuditing, RoleAnnouncing, RoleDecision, RoleProvisioning, RoleDraining, RoleCollector, RoleGateway}
 }
 
 // acting are the roles that change the world. A dry run has none of them.
-var acting = []string{RoleProvisioning, RoleDraining}
+var acting = []string{RoleProvisioning, RoleDraining, RoleAnnouncing}
 
 // Options of an App. Config is required.
 type Options struct {

@@ -10,11 +10,15 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"time"
 
 	"github.com/stretchr/testify/require"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/k3s-autoscaler/k3s-autoscaler/bus"
 	"github.com/k3s-autoscaler/k3s-autoscaler/bus/bustest"
@@ -133,6 +137,13 @@ func TestEveryRoleWorksWithItsOwnCredentialAndNoMore(t *testing.T) {
 	}, 60*time.Second, 500*time.Millisecond, &log)
 	wait(events.TypeNodeRemoved)
 	require.Eventually(t, func() bool { return apps[RoleAuditing].Audited(t.Context()) == nil }, time.Minute, 20*time.Millisecond, "everything is audited")
+	require.Eventually(t, func() bool {
+		list, err := b.world.world.Client().CoreV1().Events(metav1.NamespaceDefault).List(t.Context(), metav1.ListOptions{})
+		require.NoError(t, err)
+		return slices.ContainsFunc(list.Items, func(e corev1.Event) bool {
+			return e.InvolvedObject.Name == node && e.Reason == "ScaleDown" && strings.Contains(e.Message, "removed")
+		})
+	}, time.Minute, 20*time.Millisecond, "what happened is announced")
 	require.NoError(t, gateway.bus.Ready(t.Context()))
 	require.NotContains(t, log.String(), "refused a request", "nobody tried what it may not")
 	require.NotContains(t, log.String(), "level=ERROR")

@@ -20,8 +20,9 @@ import (
 type World interface {
 	// Reader returns clients that are only ever used to read; metrics may be nil.
 	Reader(c config.Cluster) (kubernetes.Interface, metrics.Interface, error)
-	// Actor returns the client that cordons, evicts and deletes. It is asked for
-	// by provisioning and draining alone, never in a dry run.
+	// Actor returns the client that cordons, evicts, deletes, and writes Kubernetes
+	// Events. It is asked for by provisioning, draining and announcing alone, never
+	// in a dry run.
 	Actor(c config.Cluster) (kubernetes.Interface, error)
 	// Provider returns what creates the machines of a pool. It is asked for by
 	// provisioning alone, never in a dry run.

@@ -29,7 +29,7 @@ const (
 )
 
 // Roles that 'run' can start.
-var Roles = []string{"gateway", "collector", "decision", "provisioning", "draining", "auditing"}
+var Roles = []string{"gateway", "collector", "decision", "provisioning", "draining", "auditing", "announcing"}
 
 // RunOptions are what 'run' was asked for. The configuration is checked.
 type RunOptions struct {

@@ -50,7 +50,7 @@ type Config struct {
 type Cluster struct {
 	Name            string `yaml:"name" required:"true" doc:"Name of the cluster, a DNS label; part of every event, never to be changed."`
 	Kubeconfig      string `yaml:"kubeconfig" path:"exists" doc:"Kubeconfig for reading, or 'in-cluster'. Required unless every pool is simulated."`
-	ActorKubeconfig string `yaml:"actor_kubeconfig" path:"exists" doc:"Kubeconfig for acting (cordon, evict, delete nodes), or 'in-cluster'. Loaded by provisioning and draining alone, never in a dry run."`
+	ActorKubeconfig string `yaml:"actor_kubeconfig" path:"exists" doc:"Kubeconfig for acting (cordon, evict, delete nodes, write Kubernetes Events), or 'in-cluster'. Loaded by provisioning, draining and announcing alone, never in a dry run."`
 	ServerURL       string `yaml:"server_url" doc:"Where new agents find the server, e.g. https://k3s:6443."`
 	TokenFile       string `yaml:"token_file" path:"exists" doc:"File with the token that new agents join with."`
 	Pools           []Pool `yaml:"pools" required:"true" doc:"The node pools of the cluster."`
