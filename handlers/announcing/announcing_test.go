@@ -76,8 +76,8 @@ func TestEachEventIsToldOnTheObjectsThatItConcerns(t *testing.T) {
 	t.Parallel()
 	low := events.Reason{Code: "NodeUnneeded", Message: "utilisation 10% < 50%"}
 	ref := events.DrainRef{Node: "n1", Pool: "burst", Goal: events.GoalRemove, RequestID: "r"}
-	drain := func(goal, actor string) events.NodeDrainRequested {
-		return events.NodeDrainRequested{Node: "n1", ClaimID: "c", Goal: goal, Reason: low, Actor: actor, NotAfter: now, Deadline: events.Duration(time.Minute)}
+	drain := func(goal string) events.NodeDrainRequested {
+		return events.NodeDrainRequested{Node: "n1", ClaimID: "c", Goal: goal, Reason: low, NotAfter: now, Deadline: events.Duration(time.Minute)}
 	}
 	up := events.ScaleupDecided{Decision: events.Decision{ID: "d1", Pool: "burst", Verdict: events.VerdictUp, Delta: 4, Size: 1, Max: 9, EvaluatedAt: now,
 		Nodes: []string{"n1", "n2", "n3", "n4"}, Pods: []string{"default/web-0"}, Reason: events.Reason{Code: "UnschedulablePods", Message: "m"}}}
@@ -91,8 +91,8 @@ func TestEachEventIsToldOnTheObjectsThatItConcerns(t *testing.T) {
 		{"pods that get none", held("default/a", "default/b"), []Note{
 			{Namespace: "default", Name: "a", Warning: true, Reason: "NotTriggerScaleUp", Message: "pod didn't trigger scale-up of pool burst: would fit on a new node, but pool burst has 3 nodes of at most 3 (AtMax); to change that: raise max of pool burst above 3"},
 			{Namespace: "default", Name: "b", Warning: true, Reason: "NotTriggerScaleUp", Message: "pod didn't trigger scale-up of pool burst: would fit on a new node, but pool burst has 3 nodes of at most 3 (AtMax); to change that: raise max of pool burst above 3"}}},
-		{"a removal", drain(events.GoalRemove, ""), []Note{{Name: "n1", Reason: "ScaleDown", Message: "node is to be drained and removed: utilisation 10% < 50% (NodeUnneeded)"}}},
-		{"a person's drain", drain(events.GoalDrain, "ada"), []Note{{Name: "n1", Reason: "Drain", Message: "node is to be drained; it stays: utilisation 10% < 50% (NodeUnneeded), by ada"}}},
+		{"a removal", drain(events.GoalRemove), []Note{{Name: "n1", Reason: "ScaleDown", Message: "node is to be drained and removed: utilisation 10% < 50% (NodeUnneeded)"}}},
+		{"a person's drain", drain(events.GoalDrain), []Note{{Name: "n1", Reason: "Drain", Message: "node is to be drained; it stays: utilisation 10% < 50% (NodeUnneeded)"}}},
 		{"what blocks it", events.NodeDrainBlocked{DrainRef: ref, Deadline: now, Blockers: []events.Blocker{{Kind: "PodDisruptionBudget", Name: "default/web", Pod: "default/web-0", Message: "0 disruptions allowed", Fix: "run more replicas"}}},
 			[]Note{{Name: "n1", Warning: true, Reason: "DrainBlocked", Message: "drain is blocked: PodDisruptionBudget default/web keeps pod default/web-0: 0 disruptions allowed; to change that: run more replicas; it is undone at 06:00:00 UTC"}}},
 		{"its end at the deadline", events.NodeUncordoned{DrainRef: ref, Reason: events.Reason{Code: "DrainDeadline", Message: "not empty in 2m"}},

@@ -110,17 +110,8 @@ func remedy(fix string) string {
 	return "; to change that: " + fix
 }
 
-// asked is a reason, and who is behind it.
-func asked(r events.Reason, actor string) string {
-	text := fmt.Sprintf("%s (%s)", r.Message, r.Code)
-	if actor != "" {
-		text += ", by " + actor
-	}
-	return text
-}
-
 func claimed(p events.NodeClaimed) []Note {
-	return []Note{{Name: p.Node, Reason: ReasonScaleUp, Message: fmt.Sprintf("node of pool %s asked for: %s", p.Pool, asked(p.Reason, p.Actor))}}
+	return []Note{{Name: p.Node, Reason: ReasonScaleUp, Message: fmt.Sprintf("node of pool %s asked for: %s (%s)", p.Pool, p.Reason.Message, p.Reason.Code)}}
 }
 
 func ready(p events.NodeReady) []Note {
@@ -150,7 +141,7 @@ var goals = map[string]struct{ reason, failed, words string }{
 
 func requested(p events.NodeDrainRequested) []Note {
 	g := goals[p.Goal]
-	return []Note{{Name: p.Node, Reason: g.reason, Message: fmt.Sprintf("node is %s: %s", g.words, asked(p.Reason, p.Actor))}}
+	return []Note{{Name: p.Node, Reason: g.reason, Message: fmt.Sprintf("node is %s: %s (%s)", g.words, p.Reason.Message, p.Reason.Code)}}
 }
 
 func blocked(p events.NodeDrainBlocked) []Note {

@@ -62,7 +62,7 @@ func (p Parked) sentence() string {
 type LetterFilter struct {
 	ClusterFilter
 	TypeFilter
-	Handler   string `query:"handler" enum:"decision,provisioning,draining,auditing"`
+	Handler   string `query:"handler" enum:"decision,provisioning,draining,auditing,announcing"`
 	Node      string `query:"node" doc:"Only of this node, or _cluster" maxLength:"253"`
 	OlderThan string `query:"older_than" doc:"Set aside before: a time (RFC 3339) or how long ago, e.g. 1h" maxLength:"40"`
 	NewerThan string `query:"newer_than" doc:"Set aside since: a time (RFC 3339) or how long ago" maxLength:"40"`

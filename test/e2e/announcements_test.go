@@ -100,7 +100,7 @@ func TestPodsAndNodesAreToldWhatBecomesOfThem(t *testing.T) {
 	// A node that leaves.
 	require.NoError(t, admin.PolicyV1().PodDisruptionBudgets(ns).Delete(context.Background(), "web", metav1.DeleteOptions{}))
 	scaleDeployment(t, ns, "web", 0)
-	e = announced(t, metav1.NamespaceDefault, "Node", node, corev1.EventTypeNormal, "ScaleDown", "removed")
+	e = announced(t, metav1.NamespaceDefault, "Node", node, corev1.EventTypeNormal, "ScaleDown", "node of pool burst removed")
 	t.Logf("%s: %s", e.Reason, e.Message)
 	require.NotEmpty(t, p.history(events.TypeNodeRemoved))
 
