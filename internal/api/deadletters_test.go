@@ -196,7 +196,7 @@ func TestAnExplanationOfANodeWithoutARecordSaysWhoDoesNotActOnIt(t *testing.T) {
 	}}
 	for node, want := range map[string]string{
 		"n1":      "Node n1 has no record; the last that happened to it was node.observed. Draining does not act on it since 12:00:00, because it could not handle an event of it (no such goal): redrive or drop dead letter aaaa1.",
-		"burst-b": "Node burst-b is gone; the last that happened to it was node.removed. Draining does not act on it since 12:00:00, because it could not handle an event of it (no such goal): redrive or drop dead letter bbbb1.",
+		"burst-b": "Node burst-b is gone; the last that happened to it was node.removed, because x. Draining does not act on it since 12:00:00, because it could not handle an event of it (no such goal): redrive or drop dead letter bbbb1.",
 	} {
 		require.Equal(t, want, get[Explanation](t, b, "/v1/explain?subject="+node).Summary)
 	}

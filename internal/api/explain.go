@@ -160,6 +160,13 @@ func nodeSummary(x *Explanation, name string) string {
 		if x.Node.Failure != nil {
 			text += " It failed: " + x.Node.Failure.Reason.Message + "."
 		}
+		if len(x.Decisions) > 0 {
+			for _, a := range x.Decisions[0].Rejected {
+				if a.Subject == "node "+name {
+					text += " It stays: " + a.Reason.Message + "."
+				}
+			}
+		}
 		for _, p := range x.Node.Parked {
 			text += " " + p.sentence()
 		}
@@ -170,7 +177,11 @@ func nodeSummary(x *Explanation, name string) string {
 		state = "is gone"
 	}
 	last := x.Timeline[len(x.Timeline)-1]
-	return fmt.Sprintf("Node %s %s; the last that happened to it was %s.", name, state, short(last.Type))
+	text := fmt.Sprintf("Node %s %s; the last that happened to it was %s", name, state, short(last.Type))
+	if last.Message != "" {
+		text += ", because " + strings.TrimSuffix(last.Message, ".")
+	}
+	return text + "."
 }
 
 // decisionIDs are the decisions that claimed or drained the node of a timeline.

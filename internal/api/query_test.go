@@ -264,7 +264,7 @@ func TestExplanations(t *testing.T) {
 		"burst":                        {KindPool, "Pool burst has 2 of 0 to 5 nodes, 1 ready. Decision: remove 2 nodes from pool burst, because ada asked for it.", []string{"d-2", "d-1", "d-0"}, 0},
 		"pool/ci":                      {KindPool, "Pool ci has 0 of 0 to 1 nodes, 0 ready. Nothing has been decided about it yet.", nil, 0},
 		"burst-a":                      {KindNode, "Node burst-a of pool burst is failed since 12:00:00. It failed: the agent exited.", []string{"d-1", "d-0"}, 2},
-		"node/burst-b":                 {KindNode, "Node burst-b is gone; the last that happened to it was node.removed.", nil, 1},
+		"node/burst-b":                 {KindNode, "Node burst-b is gone; the last that happened to it was node.removed, because x.", nil, 1},
 		"server":                       {KindNode, "Node server is not ours: it is capacity, and never cordoned, drained or removed by a decision.", nil, 0},
 		"d-1":                          {KindDecision, "Decision: add 1 node to pool burst, because alert QueueBacklog fires.", []string{"d-1"}, 2},
 		"ev-1":                         {KindDecision, "Decision: add 1 node to pool burst, because alert QueueBacklog fires.", []string{"d-1"}, 2},

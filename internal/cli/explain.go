@@ -184,6 +184,12 @@ func (a *app) decision(l *lines, d api.DecisionRecord) error {
 			switch {
 			case !g.Until.IsZero():
 				text += "; lifts by itself " + a.at(g.Until)
+				// Beside the time: what else would lift it, or would have kept it away.
+				if more, itself := strings.CutPrefix(g.Lifts, "by itself"); itself {
+					text += more
+				} else if more != "" {
+					text += ", or " + more
+				}
 			case g.Lifts != "":
 				text += "; lifts " + g.Lifts
 			}

@@ -27,7 +27,7 @@ func (e *evaluation) upGuard(p *poolRun, override bool) *Guard {
 	}
 	if b := p.st.Backoff; b.Until.After(e.now) {
 		return &Guard{Guard: "backoff", code: CodeBackoff, Value: b.Duration.String(), Until: b.Until,
-			Message: fmt.Sprintf("pool %s backs off for %s after %d failed attempts in a row: %s", p.Name, b.Duration, b.Failures, b.Message),
+			Message: fmt.Sprintf("pool %s backs off for %s after %s: %s", p.Name, b.Duration, agree(b.Failures, "failed attempt", "failed attempts in a row"), b.Message),
 			Lifts:   "by itself, or when the backoff of the pool is reset"}
 	}
 	return nil

@@ -172,7 +172,9 @@ func (e *evaluation) explainPods(groups []*group, all map[string][]*Pod, holds m
 				rule.Delta++
 			}
 		}
-		p.rules = append(p.rules, rule)
+		if _, known := e.obs.Freshness[KindPod]; known { // or waiting has said that they are not
+			p.rules = append(p.rules, rule)
+		}
 		if inFlight > 0 && p.inFlight > 0 {
 			p.hold(CodeClaimsInFlight, fmt.Sprintf("%s for nodes that are on their way, %d of them in this pool", agree(inFlight, "pod waits", "pods wait"), p.inFlight))
 		}
@@ -220,8 +222,8 @@ func (e *evaluation) explainGroup(p *poolRun, g *group, all []*Pod, held *Guard)
 	case held != nil:
 		p.proposed = true
 		p.held(held, Reason{CodeUnschedulablePods, fmt.Sprintf("%s like %s would fit on a new node", count(len(g.pods), "pod"), g.pods[0].Ref())})
-		p.would = append(p.would, held.Lifts)
-		p.holdPods(g.pods, Reason{held.code, "would fit on a new node, but " + held.Message}, held.Lifts)
+		p.would = append(p.would, held.remedy(p))
+		p.holdPods(g.pods, Reason{held.code, "would fit on a new node, but " + held.Message}, held.remedy(p))
 	default:
 		p.proposed = true
 		limit := p.maxGuard()

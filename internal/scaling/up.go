@@ -159,10 +159,23 @@ func (p *poolRun) capped(why Reason, want, got int) {
 
 // remedy is what would have to change for a capped need.
 func (g Guard) remedy(p *poolRun) string {
-	if g.code == CodeAtMax {
+	switch g.code {
+	case CodeAtMax:
 		return fmt.Sprintf("raise max of pool %s above %d", p.Name, p.Max)
+	case CodePaused:
+		return fmt.Sprintf("k3s-autoscaler resume %s%s", p.Name, g.orWait())
+	case CodeBackoff:
+		return fmt.Sprintf("remove the cause and k3s-autoscaler pool reset-backoff %s%s", p.Name, g.orWait())
 	}
-	return g.Lifts
+	return "nothing: it goes on " + g.Lifts
+}
+
+// orWait names the time at which a guard lifts by itself, if it does.
+func (g Guard) orWait() string {
+	if g.Until.IsZero() {
+		return ""
+	}
+	return ", or wait until " + g.Until.Format(time.RFC3339)
 }
 
 // alerts adds nodes for the alert rules of a pool. A rule is level state: it
