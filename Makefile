@@ -99,15 +99,15 @@ lint: $(LINT) ## Static checks and the import rules of the layout
 	$(LINT) run ./...
 
 .PHONY: generate
-generate: ## Regenerate the schemas and references under docs/reference
-	go run ./internal/docgen -out docs/reference
+generate: ## Regenerate the schemas and references under docs/reference, and docs/explanations.md
+	go run ./internal/docgen -out docs/reference -explanations docs/explanations.md
 
 .PHONY: verify
 verify: lint ## lint, and generated files, formatting and go.mod are as committed
 	$(MAKE) generate
 	go mod tidy -diff
 	@test -z "$$(gofmt -l $$(git ls-files '*.go'))" || { echo "run gofmt on:"; gofmt -l $$(git ls-files '*.go'); exit 1; }
-	@git diff --exit-code -- docs/reference || { echo "make generate changed the files above: commit them"; exit 1; }
+	@git diff --exit-code -- docs/reference docs/explanations.md || { echo "make generate changed the files above: commit them"; exit 1; }
 
 .PHONY: up down
 up: ## Start the test environment for work by hand

@@ -1,10 +1,13 @@
 // Docgen writes the references that are generated from the code: the JSON
 // Schemas of the events, an AsyncAPI document, a table of the catalogue, the
-// keys and the schema of the configuration, and the commands.
+// keys and the schema of the configuration, and the commands; and the page of
+// what 'explain' answers.
 package main
 
 import (
+	"context"
 	"encoding/json"
+	"errors"
 	"flag"
 	"fmt"
 	"log"
@@ -12,6 +15,7 @@ import (
 	"path/filepath"
 	"reflect"
 	"strings"
+	"time"
 
 	"github.com/goccy/go-yaml"
 	"github.com/invopop/jsonschema"
@@ -19,14 +23,25 @@ import (
 	"github.com/k3s-autoscaler/k3s-autoscaler/events"
 	"github.com/k3s-autoscaler/k3s-autoscaler/internal/cli"
 	"github.com/k3s-autoscaler/k3s-autoscaler/internal/config"
+	"github.com/k3s-autoscaler/k3s-autoscaler/internal/docgen/scenarios"
 )
 
 func main() {
 	out := flag.String("out", "docs/reference", "folder to write to")
+	explanations := flag.String("explanations", "docs/explanations.md", "page of what 'explain' answers")
 	flag.Parse()
-	if err := run(*out); err != nil {
+	time.Local = time.UTC // the page shows what is printed, which is local time
+	if err := errors.Join(run(*out), explain(*explanations)); err != nil {
 		log.Fatal("docgen: ", err)
 	}
+}
+
+func explain(path string) error {
+	page, err := scenarios.Page(context.Background())
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(path, []byte(page), 0o644)
 }
 
 func run(out string) error {
