@@ -33,8 +33,9 @@ func (e *evaluation) conclude() Result {
 		}
 		d := e.decide(p)
 		fingerprint, unserved := d.fingerprint(p.deferred), d.nameUnserved()
-		d.Changed = d.Verdict != Held || len(p.answered) > 0 || fingerprint != p.st.Verdict || !contains(p.st.Unserved, unserved)
-		p.st.Verdict, p.st.Unserved = fingerprint, unserved
+		d.Changed = d.Verdict != Held || len(p.answered) > 0 || fingerprint != p.st.Verdict || e.newcomers(p, unserved)
+		p.st.Verdict = fingerprint
+		p.st.nameUnserved(unserved, d.Changed, e.now)
 		res.Decisions = append(res.Decisions, d)
 		if p.known {
 			pools[p.Name] = p.st
@@ -193,15 +194,6 @@ func (d Decision) fingerprint(deferred []string) string {
 	slices.Sort(rest)
 	sum := hash(strings.Join(slices.Compact(rest), "\n"))
 	return strings.Join(append(parts, sum), " ")
-}
-
-// contains reports whether all of the pods have been named.
-func contains(named, pods []string) bool {
-	known := make(map[string]bool, len(named))
-	for _, p := range named {
-		known[p] = true
-	}
-	return !slices.ContainsFunc(pods, func(p string) bool { return !known[p] })
 }
 
 func dedupe(as []Alternative) []Alternative {

@@ -226,32 +226,6 @@ func (e *evaluation) rejectPods(pods []*Pod, m misfit, in []*poolRun) {
 	}
 }
 
-// holdPods notes pods that would fit on a new node of the pool, but for a guard
-// or its maximum. That the pool is held says the guard; their coming and going
-// does not make another verdict of it.
-func (p *poolRun) holdPods(pods []*Pod, why Reason, fix string) {
-	p.rejected = append(p.rejected, Alternative{Subject: "pod " + pods[0].Ref(), Reason: why, Fix: fix, Pods: refs(pods), quiet: true})
-}
-
-// refs names as many pods as a decision does.
-func refs(pods []*Pod) []string {
-	out := make([]string, 0, min(len(pods), maxNamed))
-	for _, p := range pods[:cap(out)] {
-		out = append(out, p.Ref())
-	}
-	return out
-}
-
-// nameUnserved keeps as many pods as a decision names, and says which.
-func (d *Decision) nameUnserved() (named []string) {
-	for i := range d.Rejected {
-		a := &d.Rejected[i]
-		a.Pods = a.Pods[:min(len(a.Pods), maxNamed-len(named))]
-		named = append(named, a.Pods...)
-	}
-	return named
-}
-
 // oldest is when the first of the pods was found unschedulable.
 func oldest(pods []*Pod) time.Time {
 	var at time.Time

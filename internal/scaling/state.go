@@ -51,8 +51,9 @@ type PoolState struct {
 	// Verdict is what was last said of the pool, to say the next only when it differs.
 	Verdict string `json:"verdict,omitempty"`
 	// Unserved are the pods of which was last said why they get no node here: to
-	// say it of others when they come.
-	Unserved []string `json:"unserved,omitempty"`
+	// say it of others when they come. UnservedAt is when.
+	Unserved   []string  `json:"unserved,omitempty"`
+	UnservedAt time.Time `json:"unserved_at,omitzero"`
 }
 
 // Flap is a need for a node soon after a removal.

@@ -35,13 +35,21 @@ func TestADecisionNamesThePodsThatGetNoNodeAndSaysItOfEachOnce(t *testing.T) {
 	require.Equal(t, "raise max of pool a above 1", by[CodeAtMax].Fix)
 	require.Contains(t, by["InsufficientCPU"].Reason.Message, "5")
 
-	s.now = s.now.Add(time.Second)
-	require.False(t, only(t, s.evaluate()).Changed, "nothing is new")
+	pass := func(d time.Duration) bool {
+		s.now = s.now.Add(d)
+		return only(t, s.evaluate()).Changed
+	}
+	require.False(t, pass(newcomersEvery), "nothing is new")
 	s.pods("web", "", 1)
-	d = only(t, s.evaluate())
-	require.True(t, d.Changed, "a pod came of which it was not said yet")
+	require.True(t, pass(0), "a pod came of which it was not said yet")
+	s.pods("web", "", 1)
+	require.False(t, pass(newcomersEvery-time.Second), "another one, too soon")
+	require.True(t, pass(time.Second))
+	last := s.obs.Pods[len(s.obs.Pods)-1]
 	s.obs.Pods = s.obs.Pods[:len(s.obs.Pods)-1]
-	require.False(t, only(t, s.evaluate()).Changed, "that one is gone is not worth saying")
+	require.False(t, pass(newcomersEvery), "that one is gone is not worth saying")
+	s.obs.Pods = append(s.obs.Pods, last)
+	require.True(t, pass(0), "it is back")
 }
 
 func TestADecisionNamesNoMorePodsThanFit(t *testing.T) {
