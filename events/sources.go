@@ -196,6 +196,17 @@ type RemovalBudget struct {
 	Timezone string   `json:"timezone,omitempty"` // of the schedule; absent: UTC
 }
 
+// PoolSchedule sets limits of a pool within windows. Of several open ones the
+// highest min and the lowest max count.
+type PoolSchedule struct {
+	Name     string   `json:"name"`
+	Schedule string   `json:"schedule"`           // when a window begins, as cron writes it
+	Duration Duration `json:"duration"`           // of a window
+	Timezone string   `json:"timezone,omitempty"` // of the schedule; absent: UTC
+	Min      *int     `json:"min,omitempty"`      // absent: the pool's
+	Max      *int     `json:"max,omitempty"`
+}
+
 // PoolPolicy is the policy of one pool. Every duration is positive; the
 // defaults are the configuration's.
 type PoolPolicy struct {
@@ -208,6 +219,8 @@ type PoolPolicy struct {
 	Price    float64           `json:"price,omitempty"`    // of a node, an hour, in any currency
 	Labels   map[string]string `json:"labels,omitempty"`
 	Taints   []Taint           `json:"taints,omitempty"`
+	// Schedules set other limits within windows.
+	Schedules []PoolSchedule `json:"schedules,omitempty"`
 	// StartupTaints are taints that nodes register with, too, and that something
 	// on them takes away when it is ready.
 	StartupTaints []Taint `json:"startup_taints,omitempty"`

@@ -122,7 +122,7 @@ func (h *Handler) turn(ctx context.Context, d bus.Delivery, in any, v *view, t *
 		// The sequence tells apart two copies of an event that the stream holds.
 		Event: fmt.Sprintf("%s@%d", d.Event.ID(), d.Sequence), ID: events.ID, NodeName: events.NodeName,
 	}
-	res := scaling.Evaluate(t.Now, rec.policy(), rec.Core, o, seed)
+	res := scaling.Evaluate(t.Now, rec.Policy(), rec.Core, o, seed)
 	rec.Core, rec.WakeAt = res.State, res.NextAt
 	if err := h.emit(d, t, before, res, v); err != nil {
 		return nil, err

@@ -483,6 +483,32 @@ func TestAPauseThatEndsIsNoticedWithoutASnapshot(t *testing.T) {
 	require.Equal(t, until, payloads[events.TimerFired](b)[0].DueAt)
 }
 
+// A window begins at an instant, too: the record says when to be woken, and the
+// timer alone brings the nodes.
+func TestAScheduleThatBeginsIsNoticedWithoutASnapshot(t *testing.T) {
+	t.Parallel()
+	b := newBundle(t)
+	begins := b.now.Add(10 * time.Minute)
+	b.configure(func(c *events.ConfigApplied) {
+		c.Policy.Pools[0].Schedules = []events.PoolSchedule{{Name: "office-hours", Schedule: begins.Format("4 15 * * *"),
+			Duration: events.Duration(8 * time.Hour), Min: new(2)}}
+	})
+	b.publish(b.full())
+	require.Empty(t, payloads[events.NodeClaimed](b))
+	rec, _, err := b.handler.state.Get(t.Context(), bus.Key{Cluster: testCluster, Name: events.ClusterKey})
+	require.NoError(t, err)
+	require.Equal(t, begins, rec.State.WakeAt)
+
+	b.now = begins
+	b.publish(events.TimerFired{Handler: events.HandlerDecision, DueAt: begins})
+	require.Len(t, payloads[events.NodeClaimed](b), 2)
+	up := payloads[events.ScaleupDecided](b)[0]
+	require.Equal(t, 2, up.Min)
+	require.Contains(t, up.Reason.Message, "its minimum is 2 until 20:10 UTC (schedule office-hours)")
+	require.Contains(t, up.Rules, events.RuleResult{Rule: "schedule office-hours", Kind: "schedule", Value: "open", Verdict: "none",
+		Message: "min is 2 until 20:10 UTC (schedule office-hours)"})
+}
+
 // What a dry run decided nobody made: a real run must not wait for it.
 func TestARealRunAfterADryRunDecidesAnew(t *testing.T) {
 	t.Parallel()

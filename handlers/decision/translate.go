@@ -12,8 +12,8 @@ import (
 	"github.com/k3s-autoscaler/k3s-autoscaler/internal/scaling"
 )
 
-// policy is the policy in force in the core's words.
-func (r *Record) policy() scaling.Policy {
+// Policy is the policy in force in the core's words.
+func (r *Record) Policy() scaling.Policy {
 	if r.Config == nil {
 		return scaling.Policy{}
 	}
@@ -35,8 +35,13 @@ func (r *Record) policy() scaling.Policy {
 		})
 	}
 	for i, o := range p.Pools {
+		for _, s := range o.Schedules {
+			out.Pools[i].Schedules = append(out.Pools[i].Schedules, scaling.Schedule{Name: s.Name, Min: s.Min, Max: s.Max,
+				Window: scaling.Window{Schedule: s.Schedule, Duration: s.Duration.Std(), Timezone: s.Timezone}})
+		}
 		for _, b := range o.RemovalBudgets {
-			out.Pools[i].Budgets = append(out.Pools[i].Budgets, scaling.RemovalBudget{Nodes: b.Nodes, Schedule: b.Schedule, Duration: b.Duration.Std(), Timezone: b.Timezone})
+			out.Pools[i].Budgets = append(out.Pools[i].Budgets, scaling.RemovalBudget{Nodes: b.Nodes,
+				Window: scaling.Window{Schedule: b.Schedule, Duration: b.Duration.Std(), Timezone: b.Timezone}})
 		}
 	}
 	for _, o := range p.AlertRules {

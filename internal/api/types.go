@@ -28,18 +28,19 @@ type Cluster struct {
 
 // Pool is the state of one node pool.
 type Pool struct {
-	Cluster  string        `json:"cluster"`
-	Name     string        `json:"name"`
-	Provider string        `json:"provider"`
-	Min      int           `json:"min"`
-	Max      int           `json:"max"`
-	Size     int           `json:"size" doc:"Nodes that count: ready ones and those on their way, not those that leave"`
-	Ready    int           `json:"ready"`
-	Claims   int           `json:"claims" doc:"Nodes on their way"`
-	Leaving  int           `json:"leaving" doc:"Nodes being drained for removal or removed"`
-	Pause    *Pause        `json:"pause,omitempty"`
-	Backoff  *Backoff      `json:"backoff,omitempty"`
-	Last     *DecisionLine `json:"last_decision,omitempty"`
+	Cluster   string        `json:"cluster"`
+	Name      string        `json:"name"`
+	Provider  string        `json:"provider"`
+	Min       int           `json:"min" doc:"At present, with the schedules that are open"`
+	Max       int           `json:"max" doc:"Likewise"`
+	Size      int           `json:"size" doc:"Nodes that count: ready ones and those on their way, not those that leave"`
+	Ready     int           `json:"ready"`
+	Claims    int           `json:"claims" doc:"Nodes on their way"`
+	Leaving   int           `json:"leaving" doc:"Nodes being drained for removal or removed"`
+	Schedules []string      `json:"schedules,omitempty" doc:"What each open schedule sets, and until when"`
+	Pause     *Pause        `json:"pause,omitempty"`
+	Backoff   *Backoff      `json:"backoff,omitempty"`
+	Last      *DecisionLine `json:"last_decision,omitempty"`
 }
 
 // Pause is why nothing is changed in a pool.

@@ -92,7 +92,7 @@ func (a *App) newView(ctx context.Context) (*view.View, error) {
 			}
 			m := view.Memory{Core: r.State.Core, Stale: r.State.Stale}
 			if c := r.State.Config; c != nil {
-				m.Policy, m.Digest, m.DryRun = c.Policy, c.Digest, c.DryRun
+				m.Policy, m.Digest, m.DryRun, m.Rules = c.Policy, c.Digest, c.DryRun, r.State.Policy()
 			}
 			return m, true, nil
 		}),

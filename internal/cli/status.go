@@ -160,10 +160,10 @@ func (a *app) poolState(p api.Pool) string {
 	if p.Size < p.Min {
 		parts = append(parts, "below min")
 	}
-	if len(parts) == 0 {
+	if len(parts) == 0 && len(p.Schedules) == 0 {
 		return "ok"
 	}
-	return strings.Join(parts, "; ")
+	return strings.Join(append(parts, p.Schedules...), "; ")
 }
 
 func (a *app) lastDecision(d *api.DecisionLine) string {

@@ -127,6 +127,7 @@ func (d *decoder) checkPool(at string, p Pool) {
 	if p.Backoff.Initial > p.Backoff.Max {
 		d.fail(d.given(at+".backoff.initial", at+".backoff.max"), fmt.Sprintf("initial is %s, longer than max (%s)", p.Backoff.Initial, p.Backoff.Max), "initial at most max")
 	}
+	d.checkSchedules(at+".schedules", at, p)
 	for i, b := range p.ScaleDown.Budgets {
 		d.checkBudget(fmt.Sprintf("%s.scale_down.budgets[%d]", at, i), b)
 	}
@@ -143,16 +144,11 @@ func (d *decoder) checkPool(at string, p Pool) {
 // checkBudget wants what the core understands: to it, anything else is a budget of
 // no nodes.
 func (d *decoder) checkBudget(at string, b RemovalBudget) {
-	field, err := scaling.RemovalBudget{Nodes: b.Nodes, Schedule: b.Schedule, Duration: b.Duration.Std(), Timezone: b.Timezone}.Check()
+	field, err := scaling.RemovalBudget{Nodes: b.Nodes, Window: scaling.Window{Schedule: b.Schedule, Duration: b.Duration.Std(), Timezone: b.Timezone}}.Check()
 	if err == nil {
 		return
 	}
-	d.fail(d.given(at+"."+field, at), err.Error(), map[string]string{
-		"nodes":    "a number of nodes such as 0 or 2, or a share of the pool such as 10%",
-		"schedule": "five fields as cron has them, such as 0 9 * * 1-5, or @daily; the timezone has a key of its own",
-		"duration": "how long a window lasts, such as 8h, where there is a schedule",
-		"timezone": "a name of the tz database such as Europe/Berlin, or UTC",
-	}[field])
+	d.fail(d.given(at+"."+field, at), err.Error(), expectedOfWindow[field])
 }
 
 // checkTaints looks for startup taints that no node could shed: a taint is known

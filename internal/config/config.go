@@ -64,6 +64,7 @@ type Pool struct {
 	Max              int               `yaml:"max" required:"true" min:"0" doc:"Nodes at most."`
 	CPU              CPU               `yaml:"cpu" required:"true" doc:"Allocatable CPU of a node, e.g. 2 or 500m."`
 	Memory           Bytes             `yaml:"memory" required:"true" doc:"Allocatable memory of a node, e.g. 4Gi."`
+	Schedules        []Schedule        `yaml:"schedules" doc:"Other limits within windows, such as more nodes during office hours. Of several that are open at a time the highest min and the lowest max count; what none of them sets is the pool's own. When a window ends, nodes go as they always do, by all rules of scale_down; a lower max removes none by itself."`
 	MaxPods          int               `yaml:"max_pods" default:"110" min:"1" doc:"Pods a node can run at most; the kubelet's own default is 110."`
 	Priority         int               `yaml:"priority" default:"0" doc:"Rank among the pools where policy.pool_choice has 'priority': higher is preferred."`
 	Price            float64           `yaml:"price" default:"0" min:"0" max:"1000" doc:"What a node costs an hour, in any one currency, where policy.pool_choice has 'price'."`
@@ -77,6 +78,16 @@ type Pool struct {
 	ScaleUp          ScaleUp           `yaml:"scale_up" doc:"When nodes are added."`
 	ScaleDown        ScaleDown         `yaml:"scale_down" doc:"When nodes are removed."`
 	Docker           *Docker           `yaml:"docker" doc:"Settings of the docker provider."`
+}
+
+// Schedule sets limits of a pool within windows.
+type Schedule struct {
+	Name     string          `yaml:"name" required:"true" doc:"Name of the schedule, as explanations show it."`
+	Schedule string          `yaml:"schedule" required:"true" doc:"When a window begins, as cron writes it: minute hour day-of-month month day-of-week, or @daily and the like."`
+	Duration events.Duration `yaml:"duration" required:"true" doc:"How long a window lasts."`
+	Timezone string          `yaml:"timezone" default:"UTC" doc:"That of the schedule, e.g. Europe/Berlin."`
+	Min      *int            `yaml:"min" min:"0" doc:"The pool's min while the window is open."`
+	Max      *int            `yaml:"max" min:"0" doc:"The pool's max while the window is open."`
 }
 
 // Backoff is how long a pool rests after a claim failed.

@@ -107,6 +107,11 @@ func TestPolicyHoldsWhatDecisionReads(t *testing.T) {
 	require.Equal(t, []events.Taint{{Key: "dedicated", Value: "batch", Effect: "NoSchedule"}}, p.Pools[0].Taints)
 	require.Equal(t, []events.Taint{{Key: "node.cilium.io/agent-not-ready", Value: "true", Effect: "NoExecute"}}, p.Pools[0].StartupTaints)
 	require.Empty(t, p.Pools[1].StartupTaints)
+	require.Equal(t, []events.PoolSchedule{
+		{Name: "office-hours", Schedule: "0 8 * * 1-5", Duration: events.Duration(10 * time.Hour), Timezone: "Europe/Berlin", Min: new(2)},
+		{Name: "release", Schedule: "0 9 1 * *", Duration: events.Duration(48 * time.Hour), Timezone: "UTC", Min: new(3), Max: new(10)},
+	}, p.Pools[0].Schedules)
+	require.Empty(t, p.Pools[1].Schedules)
 	require.Equal(t, int32(-10), *p.ExpendableBelow)
 	require.Len(t, p.AlertRules, 1)
 	require.Equal(t, events.Matcher{Label: "alertname", Op: "=", Value: "QueueBacklog"}, p.AlertRules[0].Matchers[0])
@@ -176,7 +181,7 @@ func TestShowFillsInDefaultsAndKeepsReferences(t *testing.T) {
   - name: home
     kubeconfig: in-cluster
     pools:
-      - {name: w, provider: docker, max: 3, cpu: 1500m, memory: 1Gi, taints: ["a=b:NoExecute", "c:NoSchedule"], docker: {env: {A: "${env:SECRET_OF_TEST}"}}}
+      - {name: w, provider: docker, min: 1, max: 3, schedules: [{name: night, schedule: 0 20 * * *, duration: 10h, min: 0}], cpu: 1500m, memory: 1Gi, taints: ["a=b:NoExecute", "c:NoSchedule"], docker: {env: {A: "${env:SECRET_OF_TEST}"}}}
 policy:
   alert_rules:
     - {name: r, match: ['alertname="X"'], pool: w, direction: up}

@@ -90,6 +90,9 @@ func (p Pool) policy() events.PoolPolicy {
 		BackoffMax:           p.Backoff.Max,
 		BackoffReset:         p.Backoff.Reset,
 	}
+	for _, s := range p.Schedules {
+		out.Schedules = append(out.Schedules, events.PoolSchedule(s))
+	}
 	for _, b := range p.ScaleDown.Budgets {
 		out.RemovalBudgets = append(out.RemovalBudgets, events.RemovalBudget(b))
 	}

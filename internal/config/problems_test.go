@@ -116,6 +116,17 @@ func TestEachMistakeIsNamed(t *testing.T) {
 		"a budget without a window":             {pool("        scale_down: {budgets: [{nodes: 1}, {nodes: 0, schedule: '0 9 * * *'}]}"), `scale_down.budgets[1]`},
 		"a budget at no time":                   {pool("        scale_down: {budgets: [{nodes: 0, schedule: at nine, duration: 8h}]}"), `scale_down.budgets[0].schedule: is "at nine", expected five fields as cron has them`},
 		"a budget of no zone":                   {pool("        scale_down: {budgets: [{nodes: 0, schedule: '0 9 * * *', duration: 8h, timezone: Mars}]}"), `scale_down.budgets[0].timezone: is "Mars", expected a name of the tz database`},
+		"a schedule that sets nothing":          {pool("        schedules: [{name: s, schedule: '0 8 * * *', duration: 8h}]"), `schedules[0]: sets nothing, expected min, max, or both`},
+		"a schedule at no time":                 {pool("        schedules: [{name: s, schedule: at eight, duration: 8h, min: 1}]"), `schedules[0].schedule: is "at eight", expected five fields as cron has them`},
+		"a schedule without a beginning":        {pool("        schedules: [{name: s, duration: 8h, min: 1}]"), `schedules[0].schedule: is missing`},
+		"a schedule without an end":             {pool("        schedules: [{name: s, schedule: '0 8 * * *', min: 1}]"), `schedules[0].duration: is missing`},
+		"a schedule of no zone":                 {pool("        schedules: [{name: s, schedule: '0 8 * * *', duration: 8h, timezone: Mars, min: 1}]"), `schedules[0].timezone: is "Mars", expected a name of the tz database`},
+		"two schedules of a name":               {pool("        schedules: [{name: s, schedule: '0 8 * * *', duration: 8h, min: 1}, {name: s, schedule: '0 8 * * *', duration: 8h, min: 1}]"), `schedules[1].name: schedule "s" stands here twice`},
+		"a schedule below nothing":              {pool("        schedules: [{name: s, schedule: '0 8 * * *', duration: 8h, min: -1}]"), `schedules[0].min: is -1, expected a whole number, at least 0`},
+		"a schedule that contradicts itself":    {pool("        schedules: [{name: s, schedule: '0 8 * * *', duration: 8h, min: 3, max: 2}]"), `schedules[0].min: min is 3, larger than max (2), expected min at most max`},
+		"a schedule above the pool":             {pool("        schedules: [{name: s, schedule: '0 8 * * *', duration: 8h, min: 4}]"), `schedules[0].min: min is 4, larger than the pool's max (3), expected min at most max; a schedule may set a max of its own`},
+		"a schedule below the pool":             {pool("        min: 2\n        schedules: [{name: s, schedule: '0 8 * * *', duration: 8h, max: 1}]"), `schedules[0].max: max is 1, smaller than the pool's min (2), expected max at least min; a schedule may set a min of its own`},
+		"schedules that contradict each other":  {pool("        schedules: [{name: s, schedule: '0 8 * * *', duration: 8h, min: 3}, {name: u, schedule: '0 12 * * 6', duration: 8h, max: 1, timezone: Europe/Berlin}]"), `schedules[0].min: min is 3, larger than max (1) of schedule "u", and both are open at 11:00 on Sat 6 Jan 2024 UTC, expected min at most max wherever two windows overlap`},
 		"a threshold that is no number":         {pool("        scale_down: {utilization_threshold: .nan}"), `expected a number from 0 to 1`},
 		"a count with a fraction":               {pool("        min: 1.5"), `min: is "1.5", expected a whole number, at least 0`},
 		"a block for another provider":          {strings.Replace(pool("        docker: {}"), "provider: docker", "provider: simulated", 1), `docker: settings of docker in a pool of provider "simulated"`},
@@ -157,6 +168,23 @@ func TestEachMistakeIsNamed(t *testing.T) {
 			require.Contains(t, strings.Join(all(t, c.text), "\n"), c.want)
 		})
 	}
+}
+
+func TestLimitsThatHoldAtDifferentTimesDoNotContradictEachOther(t *testing.T) {
+	t.Parallel()
+	require.Empty(t, all(t, `clusters:
+  - name: home
+    kubeconfig: in-cluster
+    pools:
+      - name: w
+        provider: docker
+        max: 3
+        cpu: 1
+        memory: 1Gi
+        schedules:
+          - {name: day, schedule: 0 8 * * *, duration: 12h, min: 5, max: 10}
+          - {name: night, schedule: 0 20 * * *, duration: 12h, max: 1}
+`))
 }
 
 func TestCredentialsInTheURLOfTheBusAreRefusedAndNotRepeated(t *testing.T) {

@@ -6,8 +6,6 @@ import (
 	"strconv"
 	"strings"
 	"time"
-
-	"github.com/robfig/cron/v3"
 )
 
 // RemovalBudget is how many nodes of a pool may leave at a time, always or within
@@ -15,13 +13,7 @@ import (
 type RemovalBudget struct {
 	// Nodes is a number, or a share of the pool such as "10%", rounded up.
 	Nodes string
-	// Schedule is when a window begins, as cron writes it: minute, hour, day of
-	// month, month, day of week. Empty: always.
-	Schedule string
-	// Duration is how long a window lasts.
-	Duration time.Duration
-	// Timezone is that of Schedule, e.g. Europe/Berlin; empty: UTC.
-	Timezone string
+	Window
 }
 
 // Check says what of a budget can't be understood: the field, and why.
@@ -29,22 +21,7 @@ func (b RemovalBudget) Check() (field string, err error) {
 	if _, err := b.nodes(1); err != nil {
 		return "nodes", err
 	}
-	if _, err := b.location(); err != nil {
-		return "timezone", err
-	}
-	if b.Schedule == "" {
-		if b.Duration != 0 {
-			return "duration", fmt.Errorf("is %s without a schedule", b.Duration)
-		}
-		return "", nil
-	}
-	if s, err := b.parse(); err != nil || s.Next(time.Unix(0, 0).UTC()).IsZero() { // or on a day that never comes
-		return "schedule", fmt.Errorf("is %q", b.Schedule)
-	}
-	if b.Duration <= 0 {
-		return "duration", fmt.Errorf("is %s", b.Duration)
-	}
-	return "", nil
+	return b.Window.Check()
 }
 
 // nodes is how many of all nodes may leave.
@@ -58,44 +35,6 @@ func (b RemovalBudget) nodes(all int) (int, error) {
 		return int(math.Ceil(float64(all) * float64(n) / 100)), nil
 	}
 	return n, nil
-}
-
-func (b RemovalBudget) location() (*time.Location, error) {
-	loc, err := time.LoadLocation(b.Timezone) // "" is UTC
-	if err != nil || b.Timezone == "Local" {
-		return nil, fmt.Errorf("is %q", b.Timezone)
-	}
-	return loc, nil
-}
-
-// parse reads the schedule. A zone in it, which the library would take and on some
-// of which it panics, has a field of its own; @every has no beginning.
-func (b RemovalBudget) parse() (cron.Schedule, error) {
-	if strings.Contains(b.Schedule, "TZ=") || strings.HasPrefix(b.Schedule, "@every") {
-		return nil, fmt.Errorf("is %q", b.Schedule)
-	}
-	return cron.ParseStandard(b.Schedule)
-}
-
-// window is the end of the window that now is in; zero: the budget always counts.
-func (b RemovalBudget) window(now time.Time) (until time.Time, in bool) {
-	if b.Schedule == "" {
-		return time.Time{}, true
-	}
-	loc, err := b.location()
-	if err != nil {
-		return time.Time{}, true // what is not understood protects
-	}
-	s, err := b.parse()
-	if err != nil {
-		return time.Time{}, true
-	}
-	// The next beginning after that of a window that would have ended now.
-	began := s.Next(now.Add(-b.Duration).In(loc))
-	if began.IsZero() || began.After(now) {
-		return time.Time{}, false
-	}
-	return began.Add(b.Duration).UTC(), true
 }
 
 func (b RemovalBudget) String() string {

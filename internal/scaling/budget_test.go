@@ -17,21 +17,21 @@ func TestABudgetIsUnderstoodOrNamed(t *testing.T) {
 		"a number":          {RemovalBudget{Nodes: "2"}, ""},
 		"none":              {RemovalBudget{Nodes: "0"}, ""},
 		"a share":           {RemovalBudget{Nodes: "10%"}, ""},
-		"a window":          {RemovalBudget{Nodes: "0", Schedule: "0 9 * * 1-5", Duration: 8 * time.Hour, Timezone: "Europe/Berlin"}, ""},
-		"a word":            {RemovalBudget{Nodes: "0", Schedule: "@daily", Duration: time.Hour}, ""},
+		"a window":          {RemovalBudget{Nodes: "0", Window: Window{Schedule: "0 9 * * 1-5", Duration: 8 * time.Hour, Timezone: "Europe/Berlin"}}, ""},
+		"a word":            {RemovalBudget{Nodes: "0", Window: Window{Schedule: "@daily", Duration: time.Hour}}, ""},
 		"no number":         {RemovalBudget{Nodes: "few"}, "nodes"},
 		"nothing":           {RemovalBudget{}, "nodes"},
 		"below nothing":     {RemovalBudget{Nodes: "-1"}, "nodes"},
 		"more than all":     {RemovalBudget{Nodes: "101%"}, "nodes"},
-		"no schedule":       {RemovalBudget{Nodes: "1", Schedule: "at nine", Duration: time.Hour}, "schedule"},
-		"no beginning":      {RemovalBudget{Nodes: "1", Schedule: "@every 1h", Duration: time.Hour}, "schedule"},
-		"a zone inside":     {RemovalBudget{Nodes: "1", Schedule: "CRON_TZ=Asia/Tokyo 0 9 * * *", Duration: time.Hour}, "schedule"},
-		"a zone alone":      {RemovalBudget{Nodes: "1", Schedule: "TZ=UTC", Duration: time.Hour}, "schedule"},
-		"no such day":       {RemovalBudget{Nodes: "1", Schedule: "0 9 31 2 *", Duration: time.Hour}, "schedule"},
-		"no duration":       {RemovalBudget{Nodes: "1", Schedule: "0 9 * * *"}, "duration"},
-		"a duration alone":  {RemovalBudget{Nodes: "1", Duration: time.Hour}, "duration"},
-		"no zone":           {RemovalBudget{Nodes: "1", Timezone: "Mars/Olympus"}, "timezone"},
-		"any machine's own": {RemovalBudget{Nodes: "1", Timezone: "Local"}, "timezone"},
+		"no schedule":       {RemovalBudget{Nodes: "1", Window: Window{Schedule: "at nine", Duration: time.Hour}}, "schedule"},
+		"no beginning":      {RemovalBudget{Nodes: "1", Window: Window{Schedule: "@every 1h", Duration: time.Hour}}, "schedule"},
+		"a zone inside":     {RemovalBudget{Nodes: "1", Window: Window{Schedule: "CRON_TZ=Asia/Tokyo 0 9 * * *", Duration: time.Hour}}, "schedule"},
+		"a zone alone":      {RemovalBudget{Nodes: "1", Window: Window{Schedule: "TZ=UTC", Duration: time.Hour}}, "schedule"},
+		"no such day":       {RemovalBudget{Nodes: "1", Window: Window{Schedule: "0 9 31 2 *", Duration: time.Hour}}, "schedule"},
+		"no duration":       {RemovalBudget{Nodes: "1", Window: Window{Schedule: "0 9 * * *"}}, "duration"},
+		"a duration alone":  {RemovalBudget{Nodes: "1", Window: Window{Duration: time.Hour}}, "duration"},
+		"no zone":           {RemovalBudget{Nodes: "1", Window: Window{Timezone: "Mars/Olympus"}}, "timezone"},
+		"any machine's own": {RemovalBudget{Nodes: "1", Window: Window{Timezone: "Local"}}, "timezone"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -46,7 +46,7 @@ func TestABudgetIsUnderstoodOrNamed(t *testing.T) {
 
 func TestAWindowBeginsAndEndsByItsOwnClock(t *testing.T) {
 	t.Parallel()
-	berlin := RemovalBudget{Nodes: "0", Schedule: "0 9 * * 1-5", Duration: 8 * time.Hour, Timezone: "Europe/Berlin"}
+	berlin := RemovalBudget{Nodes: "0", Window: Window{Schedule: "0 9 * * 1-5", Duration: 8 * time.Hour, Timezone: "Europe/Berlin"}}
 	for _, c := range []struct {
 		b    RemovalBudget
 		at   string
@@ -58,7 +58,7 @@ func TestAWindowBeginsAndEndsByItsOwnClock(t *testing.T) {
 		{berlin, "2026-03-02T16:00:00Z", ""},
 		{berlin, "2026-03-07T12:00:00Z", ""},                     // Saturday
 		{berlin, "2026-04-01T07:00:00Z", "2026-04-01T15:00:00Z"}, // summer time
-		{RemovalBudget{Nodes: "0", Schedule: "0 22 * * *", Duration: 8 * time.Hour}, "2026-03-02T05:00:00Z", "2026-03-02T06:00:00Z"}, // from the day before
+		{RemovalBudget{Nodes: "0", Window: Window{Schedule: "0 22 * * *", Duration: 8 * time.Hour}}, "2026-03-02T05:00:00Z", "2026-03-02T06:00:00Z"}, // from the day before
 	} {
 		at, err := time.Parse(time.RFC3339, c.at)
 		require.NoError(t, err)
@@ -82,10 +82,10 @@ func TestTheLowestBudgetLimitsHowManyNodesLeave(t *testing.T) {
 		"a number":                {[]RemovalBudget{{Nodes: "2"}}, 2, CodeBudget},
 		"a share, rounded up":     {[]RemovalBudget{{Nodes: "25%"}}, 2, CodeBudget}, // of five
 		"the lowest of several":   {[]RemovalBudget{{Nodes: "2"}, {Nodes: "1"}}, 1, CodeBudget},
-		"one whose time is not":   {[]RemovalBudget{{Nodes: "0", Schedule: "0 3 1 1 *", Duration: time.Hour}}, 3, CodeRemovalsInFlight},
+		"one whose time is not":   {[]RemovalBudget{{Nodes: "0", Window: Window{Schedule: "0 3 1 1 *", Duration: time.Hour}}}, 3, CodeRemovalsInFlight},
 		"what is not understood":  {[]RemovalBudget{{Nodes: "some"}}, 0, CodeBudget},
-		"no schedule that is one": {[]RemovalBudget{{Nodes: "0", Schedule: "x", Duration: time.Hour}}, 0, CodeBudget},
-		"no zone that is one":     {[]RemovalBudget{{Nodes: "0", Schedule: "* * * * *", Duration: time.Hour, Timezone: "x"}}, 0, CodeBudget},
+		"no schedule that is one": {[]RemovalBudget{{Nodes: "0", Window: Window{Schedule: "x", Duration: time.Hour}}}, 0, CodeBudget},
+		"no zone that is one":     {[]RemovalBudget{{Nodes: "0", Window: Window{Schedule: "* * * * *", Duration: time.Hour, Timezone: "x"}}}, 0, CodeBudget},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -112,7 +112,7 @@ func TestTheLowestBudgetLimitsHowManyNodesLeave(t *testing.T) {
 func TestABudgetThatIsSpentSaysWhenItLifts(t *testing.T) {
 	t.Parallel()
 	s := idle(t, "a-1", "a-2")
-	s.pool("a").Budgets = []RemovalBudget{{Nodes: "0", Schedule: t0.Add(5 * time.Minute).Format("4 15 * * *"), Duration: time.Hour}}
+	s.pool("a").Budgets = []RemovalBudget{{Nodes: "0", Window: Window{Schedule: t0.Add(5 * time.Minute).Format("4 15 * * *"), Duration: time.Hour}}}
 	require.Empty(t, s.pass(30*time.Minute))
 	d := only(t, s.evaluate())
 	require.Equal(t, CodeBudget, d.Reason.Code)

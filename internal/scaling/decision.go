@@ -95,6 +95,7 @@ const (
 	RuleUtilization   = "utilization"
 	RuleMinimum       = "minimum"
 	RuleRequest       = "request"
+	RuleSchedule      = "schedule"
 )
 
 // Verdicts of a rule besides Up and Down.

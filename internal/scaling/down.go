@@ -84,7 +84,7 @@ func (e *evaluation) downRequest(r Request, all []candidate) {
 		return
 	case p.size <= p.Min:
 		p.guard(p.minGuard())
-		e.refuse(r, CodeAtMin, "pool %s has %s, its minimum is %d", p.Name, count(p.size, "node"), p.Min)
+		e.refuse(r, CodeAtMin, "pool %s has %s, its minimum is %d%s", p.Name, count(p.size, "node"), p.Min, p.minUntil)
 		return
 	}
 	p.input(r.ID)
@@ -100,7 +100,7 @@ func (e *evaluation) downRequest(r Request, all []candidate) {
 		e.answer(r, r.because())
 	case p.size <= p.Min:
 		p.guard(p.minGuard())
-		p.overruled = append(p.overruled, Reason{CodeAtMin, fmt.Sprintf("%s by %s: %d went, min %d keeps the rest", r.describe(), r.Actor, got, p.Min)})
+		p.overruled = append(p.overruled, Reason{CodeAtMin, fmt.Sprintf("%s by %s: %d went, min %d%s keeps the rest", r.describe(), r.Actor, got, p.Min, p.minUntil)})
 		e.answer(r, r.because())
 	default:
 		for i := range e.s.Requests {

@@ -35,7 +35,14 @@ type evaluation struct {
 // poolRun is what an evaluation gathers about one pool.
 type poolRun struct {
 	Pool
-	known    bool // the policy has it
+	known    bool   // the policy has it
+	open     []open // schedules, by name
+	minBy    *open  // the one that sets Min, nil: the pool
+	maxBy    *open  // likewise Max
+	minUntil string // what a sentence about Min ends with: until when, and which schedule
+	maxUntil string
+	minLifts time.Time // when a window ends after which Min is lower; zero: never
+	maxLifts time.Time // likewise Max higher
 	st       PoolState
 	template *simNode
 	judged   map[*PodClass]*misfit // see onTemplate
@@ -82,7 +89,10 @@ func Evaluate(now time.Time, p Policy, s State, o Observation, seed Seed) Result
 	e.now = s.advance(now)
 	e.s.Now = e.now
 	for _, pool := range p.pools() {
-		e.pools = append(e.pools, &poolRun{Pool: pool, known: true, st: e.s.Pools[pool.Name]})
+		p := &poolRun{Pool: pool, known: true, st: e.s.Pools[pool.Name]}
+		p.schedule(e.now)
+		p.scheduled(e.now, pool)
+		e.pools = append(e.pools, p)
 	}
 	e.expire()
 	switch problem := e.unobservable(); {

@@ -32,7 +32,7 @@ func (e *evaluation) conclude() Result {
 			continue
 		}
 		d := e.decide(p)
-		fingerprint, unserved := d.fingerprint(p.deferred), d.nameUnserved()
+		fingerprint, unserved := d.fingerprint(p), d.nameUnserved()
 		d.Changed = d.Verdict != Held || len(p.answered) > 0 || fingerprint != p.st.Verdict || e.newcomers(p, unserved)
 		p.st.Verdict = fingerprint
 		p.st.nameUnserved(unserved, d.Changed, e.now)
@@ -62,6 +62,9 @@ func (e *evaluation) next(decisions []Decision) time.Time {
 		}
 	}
 	for _, p := range e.pools {
+		for _, at := range p.turns(e.now) {
+			ends(at)
+		}
 		// What this evaluation did begins intervals that it met no more as guards.
 		if p.upAlert {
 			ends(p.st.AlertUpAt.Add(p.ScaleUpCooldown))
@@ -173,8 +176,8 @@ func combine(rs []Reason) Reason {
 
 // fingerprint is what has to differ for a held verdict to be worth saying
 // again: the code, the guards, the candidates that were turned down, the
-// requests that wait; not the numbers in the sentences.
-func (d Decision) fingerprint(deferred []string) string {
+// requests that wait, the schedules that are open; not the numbers in the sentences.
+func (d Decision) fingerprint(p *poolRun) string {
 	parts := []string{d.Verdict, d.Reason.Code}
 	if d.Verdict != Held {
 		parts = append(parts, d.ID)
@@ -188,8 +191,11 @@ func (d Decision) fingerprint(deferred []string) string {
 			rest = append(rest, a.Subject+" "+a.Reason.Code)
 		}
 	}
-	for _, id := range deferred {
+	for _, id := range p.deferred {
 		rest = append(rest, "waits "+id)
+	}
+	for _, o := range p.open {
+		rest = append(rest, "open "+o.Name)
 	}
 	slices.Sort(rest)
 	sum := hash(strings.Join(slices.Compact(rest), "\n"))

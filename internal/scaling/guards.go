@@ -48,14 +48,14 @@ func (p *poolRun) maxGuard() Guard {
 			Message: fmt.Sprintf("%d nodes of pool %s are claimed at a time", maxClaims, p.Name), Lifts: "with the next event"}
 	}
 	return Guard{Guard: "max", code: CodeAtMax, Value: fmt.Sprintf("%d of %d", p.physical, p.Max),
-		Message: fmt.Sprintf("pool %s has %s, claims in flight and leaving nodes included, of at most %d", p.Name, count(p.physical, "node"), p.Max),
-		Lifts:   "when max is raised or a node has left"}
+		Message: fmt.Sprintf("pool %s has %s, claims in flight and leaving nodes included, of at most %d%s", p.Name, count(p.physical, "node"), p.Max, p.maxUntil),
+		Until:   p.maxLifts, Lifts: "when max is raised or a node has left"}
 }
 
 func (p *poolRun) minGuard() Guard {
 	return Guard{Guard: "min", code: CodeAtMin, Value: fmt.Sprintf("%d of %d", p.ready, p.Min),
-		Message: fmt.Sprintf("pool %s keeps %s Ready, its minimum is %d", p.Name, count(p.ready, "node"), p.Min),
-		Lifts:   "when min is lowered or the pool grows"}
+		Message: fmt.Sprintf("pool %s keeps %s Ready, its minimum is %d%s", p.Name, count(p.ready, "node"), p.Min, p.minUntil),
+		Until:   p.minLifts, Lifts: "when min is lowered or the pool grows"}
 }
 
 // notForRemoval says why the observation does not count for removals, or nil.

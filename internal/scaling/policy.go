@@ -72,7 +72,9 @@ type Pool struct {
 	Name     string
 	Provider string
 	Min, Max int
-	Size     Resources // allocatable of a new node
+	// Schedules set other limits within windows.
+	Schedules []Schedule
+	Size      Resources // allocatable of a new node
 	// Priority is the pool's rank where PoolChoice has ChoosePriority: higher is
 	// preferred.
 	Priority int

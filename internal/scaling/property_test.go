@@ -32,6 +32,17 @@ func draw(t *rapid.T, tb testing.TB) *setup {
 		if rapid.Bool().Draw(t, "tainted") {
 			p.Taints = []corev1.Taint{{Key: "team", Value: p.Name, Effect: corev1.TaintEffectNoSchedule}}
 		}
+		for i := range rapid.IntRange(0, 2).Draw(t, "schedules") {
+			w := Schedule{Name: fmt.Sprint("s", i), Window: Window{Schedule: fmt.Sprintf("%d * * * *", rapid.IntRange(0, 59).Draw(t, "begins")),
+				Duration: time.Duration(rapid.IntRange(1, 60).Draw(t, "lasts")) * time.Minute}}
+			if rapid.Bool().Draw(t, "sets min") {
+				w.Min = new(rapid.IntRange(0, 6).Draw(t, "its min"))
+			}
+			if rapid.Bool().Draw(t, "sets max") {
+				w.Max = new(rapid.IntRange(0, 6).Draw(t, "its max"))
+			}
+			p.Schedules = append(p.Schedules, w)
+		}
 		pools = append(pools, p)
 	}
 	s := newSetup(tb, pools...)
@@ -160,6 +171,33 @@ func physical(s *setup, state State, pool string) int {
 	return len(names)
 }
 
+// limits are those of a pool as an outsider reads them off a clock: its schedules
+// begin at a minute of every hour.
+func limits(p Pool, now time.Time) (least, most int) {
+	var mins, maxs []int
+	for _, w := range p.Schedules {
+		var begins int
+		_, _ = fmt.Sscan(w.Schedule, &begins)
+		if (now.Minute()-begins+60)%60 >= int(w.Duration/time.Minute) {
+			continue
+		}
+		if w.Min != nil {
+			mins = append(mins, *w.Min)
+		}
+		if w.Max != nil {
+			maxs = append(maxs, *w.Max)
+		}
+	}
+	least, most = p.Min, p.Max
+	if len(maxs) > 0 {
+		most = slices.Min(maxs)
+	}
+	if len(mins) > 0 {
+		least = slices.Max(mins)
+	}
+	return min(least, most), most
+}
+
 func TestWhateverHappensTheLimitsHold(t *testing.T) {
 	t.Parallel()
 	rapid.Check(t, func(rt *rapid.T) {
@@ -210,8 +248,11 @@ func check(t *testing.T, s *setup, before State, res Result, stale bool) {
 		require.NotContains(t, before.Claims, c.Node)
 	}
 	for _, p := range s.policy.Pools {
+		least, most := limits(p, s.now)
+		d := of(t, res, p.Name)
+		require.Equal(t, [2]int{least, most}, [2]int{d.Min, d.Max})
 		if added := slices.ContainsFunc(res.Claims, func(c Claim) bool { return c.Pool == p.Name }); added {
-			require.LessOrEqual(t, physical(s, res.State, p.Name), p.Max, "claims in flight count for max")
+			require.LessOrEqual(t, physical(s, res.State, p.Name), most, "claims in flight count for max")
 		}
 		if removals[p.Name] == 0 {
 			continue
@@ -223,7 +264,7 @@ func check(t *testing.T, s *setup, before State, res Result, stale bool) {
 			}
 		}
 		unready := slices.ContainsFunc(res.Drains, func(o Order) bool { return o.Pool == p.Name && !s.nodeOf(o.Node).Ready })
-		require.True(t, staying >= p.Min || unready, "%d stay, min is %d", staying, p.Min)
+		require.True(t, staying >= least || unready, "%d stay, min is %d", staying, least)
 	}
 	for _, d := range res.Decisions {
 		require.NotEmpty(t, d.Reason.Code)

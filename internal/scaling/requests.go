@@ -137,8 +137,8 @@ func (e *evaluation) nodeRequest(r Request) {
 		e.order(r, n, p, GoalDrain)
 	case e.belowMin(p, n):
 		p.guard(p.minGuard())
-		e.refuse(r, CodeAtMin, "pool %s has %s Ready and %d in all, its minimum is %d: lower min or add a node first",
-			p.Name, count(p.ready, "node"), p.size, p.Min)
+		e.refuse(r, CodeAtMin, "pool %s has %s Ready and %d in all, its minimum is %d%s: lower min or add a node first",
+			p.Name, count(p.ready, "node"), p.size, p.Min, p.minUntil)
 	case p.leaving >= p.mayLeave && !r.Override:
 		p.guard(p.removalsGuard())
 		e.defer_(r, Reason{p.removalsGuard().code, p.removalsGuard().Message})

@@ -72,14 +72,14 @@ func (e *evaluation) upRequest(r Request) {
 	if r.Action == ActionTo {
 		target := min(max(r.Count, p.Min), p.Max)
 		if target != r.Count {
-			p.overruled = append(p.overruled, Reason{CodeRequest, fmt.Sprintf("%s is bounded by min %d and max %d: %d", r.describe(), p.Min, p.Max, target)})
+			p.overruled = append(p.overruled, Reason{CodeRequest, fmt.Sprintf("%s is bounded by min %d%s and max %d%s: %d", r.describe(), p.Min, p.minUntil, p.Max, p.maxUntil, target)})
 		}
 		if want = target - p.size; want < 0 {
 			return // scaleDown sees to it
 		}
 		if want == 0 {
 			if target != r.Count {
-				e.refuse(r, boundCode(r.Count, target), "the pool has %s, min is %d and max %d", count(p.size, "node"), p.Min, p.Max)
+				e.refuse(r, boundCode(r.Count, target), "the pool has %s, min is %d%s and max %d%s", count(p.size, "node"), p.Min, p.minUntil, p.Max, p.maxUntil)
 				return
 			}
 			e.answer(r, Reason{CodeRequest, fmt.Sprintf("%s, asked for by %s: it has %s", r.describe(), r.Actor, count(p.size, "node"))})
@@ -107,9 +107,9 @@ func (e *evaluation) upRequest(r Request) {
 			e.defer_(r, Reason{g.code, g.Message})
 			return
 		}
-		capped := Reason{CodeAtMax, fmt.Sprintf("%s by %s asks for %s, max %d allows %d", r.describe(), r.Actor, count(want, "node"), p.Max, got)}
+		capped := Reason{CodeAtMax, fmt.Sprintf("%s by %s asks for %s, max %d%s allows %d", r.describe(), r.Actor, count(want, "node"), p.Max, p.maxUntil, got)}
 		if got == 0 {
-			e.refuse(r, CodeAtMax, "pool %s has %s, leaving ones included, of at most %d", p.Name, count(p.physical, "node"), p.Max)
+			e.refuse(r, CodeAtMax, "pool %s has %s, leaving ones included, of at most %d%s", p.Name, count(p.physical, "node"), p.Max, p.maxUntil)
 			return
 		}
 		p.overruled = append(p.overruled, capped)
@@ -128,10 +128,13 @@ func boundCode(asked, bound int) string {
 func (e *evaluation) minimum(p *poolRun) {
 	want := p.Min - p.size
 	rule := Rule{Rule: "minimum", Kind: RuleMinimum, Value: fmt.Sprint(p.size), Threshold: fmt.Sprint(p.Min), Verdict: None}
+	if p.minBy != nil {
+		rule.Message = fmt.Sprintf("min is %d%s", p.Min, p.minUntil)
+	}
 	if want > 0 {
 		rule.Verdict, rule.Delta = Up, want
 		p.proposed = true
-		why := Reason{CodeBelowMin, fmt.Sprintf("pool %s has %s, its minimum is %d", p.Name, count(p.size, "node"), p.Min)}
+		why := Reason{CodeBelowMin, fmt.Sprintf("pool %s has %s, its minimum is %d%s", p.Name, count(p.size, "node"), p.Min, p.minUntil)}
 		if g := e.upGuard(p, false); g != nil {
 			p.held(g, why)
 		} else if got := e.grow(p, want, CauseMinimum, why); got < want {
@@ -161,7 +164,7 @@ func (p *poolRun) capped(why Reason, want, got int) {
 func (g Guard) remedy(p *poolRun) string {
 	switch g.code {
 	case CodeAtMax:
-		return fmt.Sprintf("raise max of pool %s above %d", p.Name, p.Max)
+		return fmt.Sprintf("raise max of pool %s above %d%s", p.Name, p.Max, p.maxUntil)
 	case CodePaused:
 		return fmt.Sprintf("k3s-autoscaler resume %s%s", p.Name, g.orWait())
 	case CodeBackoff:

@@ -11,6 +11,7 @@ import (
 	"github.com/k3s-autoscaler/k3s-autoscaler/internal/api"
 	"github.com/k3s-autoscaler/k3s-autoscaler/internal/audit"
 	"github.com/k3s-autoscaler/k3s-autoscaler/internal/lifecycle"
+	"github.com/k3s-autoscaler/k3s-autoscaler/internal/scaling"
 )
 
 // Clusters implements api.World.
@@ -69,6 +70,10 @@ func (v *View) Pools(ctx context.Context) ([]api.Pool, error) {
 		}
 		for _, pool := range m.Policy.Pools {
 			p := api.Pool{Cluster: cluster, Name: pool.Name, Provider: pool.Provider, Min: pool.Min, Max: pool.Max}
+			if i := slices.IndexFunc(m.Rules.Pools, func(r scaling.Pool) bool { return r.Name == pool.Name }); i >= 0 {
+				limits := m.Rules.Pools[i].LimitsAt(now)
+				p.Min, p.Max, p.Schedules = limits.Min, limits.Max, limits.Open
+			}
 			v.count(&p, m)
 			if x, ok := m.Core.Pauses[pool.Name]; ok && (x.Until.IsZero() || x.Until.After(now)) {
 				p.Pause = &api.Pause{Actor: x.Actor, Reason: x.Reason, Since: x.Since, Until: x.Until}

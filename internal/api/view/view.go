@@ -32,7 +32,8 @@ type Log interface {
 // Memory is what decision remembers of one cluster.
 type Memory struct {
 	Policy events.Policy
-	Digest string // of the policy
+	Rules  scaling.Policy // the same in the core's words
+	Digest string         // of the policy
 	DryRun bool
 	Stale  string // why its snapshots can't be folded; "" when they can
 	Core   scaling.State

@@ -65,6 +65,9 @@ func memory() Memory {
 		Digest: "digest", DryRun: true,
 		Policy: events.Policy{StartupGrace: events.Duration(10 * time.Minute), StaleAfter: events.Duration(time.Minute),
 			Pools: []events.PoolPolicy{{Name: "burst", Provider: "docker", Min: 1, Max: 9}, {Name: "ci", Max: 2}}},
+		Rules: scaling.Policy{Pools: []scaling.Pool{{Name: "burst", Min: 1, Max: 9, Schedules: []scaling.Schedule{
+			{Name: "noon", Min: new(2), Window: scaling.Window{Schedule: "0 12 * * *", Duration: time.Hour}},
+			{Name: "night", Max: new(3), Window: scaling.Window{Schedule: "0 20 * * *", Duration: time.Hour}}}}}},
 		Core: scaling.State{StartedAt: t0,
 			Claims: map[string]scaling.Claim{"burst-c": {Pool: "burst"}, "burst-f": {Pool: "burst"}, "ci-a": {Pool: "ci"}},
 			Drains: map[string]scaling.Drain{"burst-h": {Pool: "burst"}},
@@ -163,8 +166,9 @@ func TestPoolsAndNodesAreCounted(t *testing.T) {
 	require.NoError(t, err)
 	line := &api.DecisionLine{ID: "d", EventID: "ev", Verdict: "up", Delta: 2, Reason: events.Reason{Code: "C", Message: "m"}, At: t0}
 	require.Equal(t, []api.Pool{
-		{Cluster: "home", Name: "burst", Provider: "docker", Min: 1, Max: 9, Size: 3, Ready: 1, Claims: 2, Leaving: 3, Last: line,
-			Pause: &api.Pause{Actor: "ada", Reason: "window", Since: t0}},
+		{Cluster: "home", Name: "burst", Provider: "docker", Min: 2, Max: 9, Size: 3, Ready: 1, Claims: 2, Leaving: 3, Last: line,
+			Schedules: []string{"min is 2 until 13:00 UTC (schedule noon)"},
+			Pause:     &api.Pause{Actor: "ada", Reason: "window", Since: t0}},
 		{Cluster: "home", Name: "ci", Max: 2, Size: 1, Claims: 1, Last: line, Backoff: &api.Backoff{Until: t0.Add(time.Hour), Failures: 2, Message: "no image"}},
 	}, pools)
 
