@@ -196,6 +196,13 @@ type RemovalBudget struct {
 	Timezone string   `json:"timezone,omitempty"` // of the schedule; absent: UTC
 }
 
+// Headroom is room that a pool keeps for pods that are to come.
+type Headroom struct {
+	Pods    int       `json:"pods,omitempty"` // of size Pod that fit beside all others
+	Pod     Resources `json:"pod"`
+	Percent int       `json:"percent,omitempty"` // of the pool's allocatable CPU and memory that are free
+}
+
 // PoolSchedule sets limits of a pool within windows. Of several open ones the
 // highest min and the lowest max count.
 type PoolSchedule struct {
@@ -205,6 +212,8 @@ type PoolSchedule struct {
 	Timezone string   `json:"timezone,omitempty"` // of the schedule; absent: UTC
 	Min      *int     `json:"min,omitempty"`      // absent: the pool's
 	Max      *int     `json:"max,omitempty"`
+	// Headroom is instead of the pool's; of several open schedules each is kept.
+	Headroom *Headroom `json:"headroom,omitempty"`
 }
 
 // PoolPolicy is the policy of one pool. Every duration is positive; the
@@ -219,6 +228,8 @@ type PoolPolicy struct {
 	Price    float64           `json:"price,omitempty"`    // of a node, an hour, in any currency
 	Labels   map[string]string `json:"labels,omitempty"`
 	Taints   []Taint           `json:"taints,omitempty"`
+	// Headroom is room for pods that are to come; absent: none.
+	Headroom *Headroom `json:"headroom,omitempty"`
 	// Schedules set other limits within windows.
 	Schedules []PoolSchedule `json:"schedules,omitempty"`
 	// StartupTaints are taints that nodes register with, too, and that something

@@ -509,6 +509,21 @@ func TestAScheduleThatBeginsIsNoticedWithoutASnapshot(t *testing.T) {
 		Message: "min is 2 until 20:10 UTC (schedule office-hours)"})
 }
 
+func TestTheHeadroomOfThePolicyIsKept(t *testing.T) {
+	t.Parallel()
+	size := events.Resources{CPUMilli: 600, MemoryBytes: 1 << 20}
+	for begins, want := range map[time.Time]int{t0: 3, t0.Add(time.Hour): 1} {
+		b := newBundle(t)
+		b.configure(func(c *events.ConfigApplied) {
+			c.Policy.Pools[0].Headroom = &events.Headroom{Pods: 1, Pod: size}
+			c.Policy.Pools[0].Schedules = []events.PoolSchedule{{Name: "lunch", Schedule: begins.Format("4 15 * * *"),
+				Duration: events.Duration(time.Hour), Headroom: &events.Headroom{Pods: 3, Pod: size}}}
+		})
+		b.publish(b.full())
+		require.Len(t, payloads[events.NodeClaimed](b), want)
+	}
+}
+
 // What a dry run decided nobody made: a real run must not wait for it.
 func TestARealRunAfterADryRunDecidesAnew(t *testing.T) {
 	t.Parallel()

@@ -35,8 +35,9 @@ func (r *Record) Policy() scaling.Policy {
 		})
 	}
 	for i, o := range p.Pools {
+		out.Pools[i].Headroom = headroom(o.Headroom)
 		for _, s := range o.Schedules {
-			out.Pools[i].Schedules = append(out.Pools[i].Schedules, scaling.Schedule{Name: s.Name, Min: s.Min, Max: s.Max,
+			out.Pools[i].Schedules = append(out.Pools[i].Schedules, scaling.Schedule{Name: s.Name, Min: s.Min, Max: s.Max, Headroom: headroom(s.Headroom),
 				Window: scaling.Window{Schedule: s.Schedule, Duration: s.Duration.Std(), Timezone: s.Timezone}})
 		}
 		for _, b := range o.RemovalBudgets {
@@ -52,6 +53,13 @@ func (r *Record) Policy() scaling.Policy {
 		out.AlertRules = append(out.AlertRules, rule)
 	}
 	return out
+}
+
+func headroom(h *events.Headroom) *scaling.Headroom {
+	if h == nil {
+		return nil
+	}
+	return &scaling.Headroom{Pods: h.Pods, Pod: resources(h.Pod), Percent: h.Percent}
 }
 
 // micros are millionths of a price within the configuration's limits, whoever

@@ -127,6 +127,7 @@ func (d *decoder) checkPool(at string, p Pool) {
 	if p.Backoff.Initial > p.Backoff.Max {
 		d.fail(d.given(at+".backoff.initial", at+".backoff.max"), fmt.Sprintf("initial is %s, longer than max (%s)", p.Backoff.Initial, p.Backoff.Max), "initial at most max")
 	}
+	d.checkHeadroom(at+".headroom", p, p.Headroom)
 	d.checkSchedules(at+".schedules", at, p)
 	for i, b := range p.ScaleDown.Budgets {
 		d.checkBudget(fmt.Sprintf("%s.scale_down.budgets[%d]", at, i), b)

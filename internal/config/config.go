@@ -64,7 +64,8 @@ type Pool struct {
 	Max              int               `yaml:"max" required:"true" min:"0" doc:"Nodes at most."`
 	CPU              CPU               `yaml:"cpu" required:"true" doc:"Allocatable CPU of a node, e.g. 2 or 500m."`
 	Memory           Bytes             `yaml:"memory" required:"true" doc:"Allocatable memory of a node, e.g. 4Gi."`
-	Schedules        []Schedule        `yaml:"schedules" doc:"Other limits within windows, such as more nodes during office hours. Of several that are open at a time the highest min and the lowest max count; what none of them sets is the pool's own. When a window ends, nodes go as they always do, by all rules of scale_down; a lower max removes none by itself."`
+	Headroom         *Headroom         `yaml:"headroom" doc:"Room that is kept for pods that are to come: when they come, they start at once, and a new node makes up for what they take. Pods that wait take it first. It adds no node above max, and keeps those that it needs."`
+	Schedules        []Schedule        `yaml:"schedules" doc:"Other limits within windows, such as more nodes during office hours. Of several that are open at a time the highest min and the lowest max count, and every headroom; what none of them sets is the pool's own. When a window ends, nodes go as they always do, by all rules of scale_down; a lower max removes none by itself."`
 	MaxPods          int               `yaml:"max_pods" default:"110" min:"1" doc:"Pods a node can run at most; the kubelet's own default is 110."`
 	Priority         int               `yaml:"priority" default:"0" doc:"Rank among the pools where policy.pool_choice has 'priority': higher is preferred."`
 	Price            float64           `yaml:"price" default:"0" min:"0" max:"1000" doc:"What a node costs an hour, in any one currency, where policy.pool_choice has 'price'."`
@@ -88,6 +89,22 @@ type Schedule struct {
 	Timezone string          `yaml:"timezone" default:"UTC" doc:"That of the schedule, e.g. Europe/Berlin."`
 	Min      *int            `yaml:"min" min:"0" doc:"The pool's min while the window is open."`
 	Max      *int            `yaml:"max" min:"0" doc:"The pool's max while the window is open."`
+	Headroom *Headroom       `yaml:"headroom" doc:"The pool's headroom while the window is open; of several schedules each is kept."`
+}
+
+// Headroom is room that a pool keeps. The default size of a pod is what the cluster
+// autoscaler's FAQ (CPU) and Kubernetes' own page (memory) reserve in their examples
+// of overprovisioning.
+type Headroom struct {
+	Pods    int     `yaml:"pods" default:"0" min:"0" max:"10000" doc:"So many pods of the size 'pod' fit on the pool's nodes beside all others."`
+	Pod     PodSize `yaml:"pod" doc:"What each of them asks for."`
+	Percent int     `yaml:"percent" default:"0" min:"0" max:"90" doc:"So much of the allocatable CPU, and of the memory, of the pool's nodes is free, wherever. With 'pods', both are kept."`
+}
+
+// PodSize is what a pod asks for.
+type PodSize struct {
+	CPU    CPU   `yaml:"cpu" default:"200m" doc:"Its CPU request, e.g. 200m."`
+	Memory Bytes `yaml:"memory" default:"512Mi" doc:"Its memory request, e.g. 512Mi."`
 }
 
 // Backoff is how long a pool rests after a claim failed.

@@ -109,8 +109,11 @@ func TestPolicyHoldsWhatDecisionReads(t *testing.T) {
 	require.Empty(t, p.Pools[1].StartupTaints)
 	require.Equal(t, []events.PoolSchedule{
 		{Name: "office-hours", Schedule: "0 8 * * 1-5", Duration: events.Duration(10 * time.Hour), Timezone: "Europe/Berlin", Min: new(2)},
-		{Name: "release", Schedule: "0 9 1 * *", Duration: events.Duration(48 * time.Hour), Timezone: "UTC", Min: new(3), Max: new(10)},
+		{Name: "release", Schedule: "0 9 1 * *", Duration: events.Duration(48 * time.Hour), Timezone: "UTC", Min: new(3), Max: new(10),
+			Headroom: &events.Headroom{Percent: 20, Pod: events.Resources{CPUMilli: 200, MemoryBytes: 512 << 20}}},
 	}, p.Pools[0].Schedules)
+	require.Equal(t, &events.Headroom{Pods: 2, Pod: events.Resources{CPUMilli: 500, MemoryBytes: 1 << 30}}, p.Pools[0].Headroom)
+	require.Nil(t, p.Pools[1].Headroom)
 	require.Empty(t, p.Pools[1].Schedules)
 	require.Equal(t, int32(-10), *p.ExpendableBelow)
 	require.Len(t, p.AlertRules, 1)
@@ -181,7 +184,7 @@ func TestShowFillsInDefaultsAndKeepsReferences(t *testing.T) {
   - name: home
     kubeconfig: in-cluster
     pools:
-      - {name: w, provider: docker, min: 1, max: 3, schedules: [{name: night, schedule: 0 20 * * *, duration: 10h, min: 0}], cpu: 1500m, memory: 1Gi, taints: ["a=b:NoExecute", "c:NoSchedule"], docker: {env: {A: "${env:SECRET_OF_TEST}"}}}
+      - {name: w, provider: docker, min: 1, max: 3, schedules: [{name: night, schedule: 0 20 * * *, duration: 10h, min: 0}, {name: noon, schedule: 0 12 * * *, duration: 1h, headroom: {pods: 0}}], headroom: {pods: 2, pod: {cpu: 100m}}, cpu: 1500m, memory: 1Gi, taints: ["a=b:NoExecute", "c:NoSchedule"], docker: {env: {A: "${env:SECRET_OF_TEST}"}}}
 policy:
   alert_rules:
     - {name: r, match: ['alertname="X"'], pool: w, direction: up}

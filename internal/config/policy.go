@@ -69,6 +69,7 @@ func (p Pool) policy() events.PoolPolicy {
 		Size:                 events.Resources{CPUMilli: int64(p.CPU), MemoryBytes: int64(p.Memory), Pods: int64(p.MaxPods)},
 		Priority:             p.Priority,
 		Price:                p.Price,
+		Headroom:             p.Headroom.policy(),
 		Labels:               p.Labels,
 		ScaleUpCooldown:      p.ScaleUp.Cooldown,
 		ScaleDownAfterAdd:    p.ScaleDown.DelayAfterAdd,
@@ -91,7 +92,8 @@ func (p Pool) policy() events.PoolPolicy {
 		BackoffReset:         p.Backoff.Reset,
 	}
 	for _, s := range p.Schedules {
-		out.Schedules = append(out.Schedules, events.PoolSchedule(s))
+		out.Schedules = append(out.Schedules, events.PoolSchedule{Name: s.Name, Schedule: s.Schedule, Duration: s.Duration, Timezone: s.Timezone,
+			Min: s.Min, Max: s.Max, Headroom: s.Headroom.policy()})
 	}
 	for _, b := range p.ScaleDown.Budgets {
 		out.RemovalBudgets = append(out.RemovalBudgets, events.RemovalBudget(b))
@@ -103,6 +105,13 @@ func (p Pool) policy() events.PoolPolicy {
 		out.StartupTaints = append(out.StartupTaints, events.Taint(t))
 	}
 	return out
+}
+
+func (h *Headroom) policy() *events.Headroom {
+	if h == nil {
+		return nil
+	}
+	return &events.Headroom{Pods: h.Pods, Percent: h.Percent, Pod: events.Resources{CPUMilli: int64(h.Pod.CPU), MemoryBytes: int64(h.Pod.Memory)}}
 }
 
 // maxRemovals is 10 % of the pool's max, at least one, unless the file says

@@ -1,6 +1,7 @@
 package config
 
 import (
+	"encoding"
 	"fmt"
 	"time"
 
@@ -34,8 +35,9 @@ func (d *decoder) checkSchedules(at, pool string, p Pool) {
 			d.fail(d.given(key+"."+field, key), err.Error(), expectedOfWindow[field])
 			sound[i] = false
 		}
-		if s.Min == nil && s.Max == nil {
-			d.fail(key, "sets nothing", "min, max, or both")
+		d.checkHeadroom(key+".headroom", p, s.Headroom)
+		if s.Min == nil && s.Max == nil && s.Headroom == nil {
+			d.fail(key, "sets nothing", "min, max or headroom")
 			continue
 		}
 		d.checkLimits(key, pool, p, s)
@@ -66,6 +68,23 @@ func (d *decoder) checkLimits(key, pool string, p Pool, s Schedule) {
 		d.fail(key+".min", fmt.Sprintf("min is %d, larger than the pool's max (%d)", *s.Min, p.Max), "min at most max; a schedule may set a max of its own")
 	case s.Max != nil && *s.Max < p.Min:
 		d.fail(key+".max", fmt.Sprintf("max is %d, smaller than the pool's min (%d)", *s.Max, p.Min), "max at least min; a schedule may set a min of its own")
+	}
+}
+
+// checkHeadroom wants a node to have room for a pod of it.
+func (d *decoder) checkHeadroom(key string, p Pool, h *Headroom) {
+	if h == nil || h.Pods == 0 {
+		return
+	}
+	text := func(v encoding.TextMarshaler) string {
+		b, _ := v.MarshalText() // of amounts: can't fail
+		return string(b)
+	}
+	if p.CPU > 0 && h.Pod.CPU > p.CPU {
+		d.fail(d.given(key+".pod.cpu", key), fmt.Sprintf("a pod of the headroom asks for %s CPU, a node has %s", text(h.Pod.CPU), text(p.CPU)), "pod.cpu at most cpu of the pool")
+	}
+	if p.Memory > 0 && h.Pod.Memory > p.Memory {
+		d.fail(d.given(key+".pod.memory", key), fmt.Sprintf("a pod of the headroom asks for %s of memory, a node has %s", text(h.Pod.Memory), text(p.Memory)), "pod.memory at most memory of the pool")
 	}
 }
 

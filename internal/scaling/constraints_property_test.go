@@ -141,6 +141,9 @@ func TestAPodMoreOfAKindNeverLowersTheDecidedSize(t *testing.T) {
 		}
 		s.class("web", int64(rapid.IntRange(50, 1100).Draw(rt, "cpu")))
 		constrain(rt, s)
+		if rapid.Bool().Draw(rt, "headroom") {
+			s.pool("pool-x").Headroom = someHeadroom(rt)
+		}
 		last := 0
 		for range rapid.IntRange(1, 12).Draw(rt, "pods") {
 			s.pods("web", "", 1)

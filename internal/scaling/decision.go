@@ -61,6 +61,7 @@ const (
 	CodeBelowMin           = "BelowMin"           // the pool is below its minimum
 	CodeRequest            = "Requested"          // a person or tool asked
 	CodeUnneeded           = "NodeUnneeded"       // utilisation is low and the pods fit elsewhere
+	CodeHeadroom           = "Headroom"           // less is free than the pool keeps for pods to come
 	CodeNewDemand          = "NewDemand"          // a drain is called off because the node is needed
 	CodeSteady             = "Steady"             // nothing proposes anything
 	CodeAtMax              = "AtMax"              // more is needed than max allows
@@ -96,6 +97,7 @@ const (
 	RuleMinimum       = "minimum"
 	RuleRequest       = "request"
 	RuleSchedule      = "schedule"
+	RuleHeadroom      = "headroom"
 )
 
 // Verdicts of a rule besides Up and Down.

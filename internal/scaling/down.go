@@ -26,6 +26,7 @@ func (e *evaluation) scaleDown() {
 		return
 	}
 	e.trust()
+	e.survey()
 	all := e.candidates()
 	for _, r := range slices.Clone(e.s.Requests) {
 		if r.Action == ActionDown || r.Action == ActionTo {
@@ -148,10 +149,16 @@ func (e *evaluation) take(p *poolRun, all []candidate, n int, r Request) (int, G
 			p.rejected = append(p.rejected, bs...)
 			continue
 		}
+		if g := e.headroomGuard(c.n); g != nil {
+			p.guard(*g)
+			stop = *g
+			continue
+		}
 		if left := e.rehome(c.n, e.world.targets(kindReady)); left != nil {
 			p.rejected = append(p.rejected, left.rejects(c.n))
 			continue
 		}
+		e.depart(c.n)
 		if e.remove(c.n, p, why, r) {
 			got++
 		}
@@ -227,12 +234,21 @@ func (e *evaluation) unneeded(all []candidate) map[string][]candidate {
 			c.p.rule(rule)
 			continue
 		}
+		if g := e.headroomGuard(c.n); g != nil {
+			c.p.guard(*g)
+			c.p.hold(g.code, g.Message)
+			c.p.rejected = append(c.p.rejected, Alternative{Subject: "node " + c.n.name, quiet: true, Reason: Reason{g.code, g.Message}, Fix: g.Lifts})
+			rule.Message = g.Message
+			c.p.rule(rule)
+			continue
+		}
 		if left := e.rehome(c.n, e.world.targets(kindReady)); left != nil {
 			c.p.rejected = append(c.p.rejected, left.rejects(c.n))
 			rule.Message = "its pods don't fit elsewhere: " + left.pod.Ref()
 			c.p.rule(rule)
 			continue
 		}
+		e.depart(c.n)
 		// It is not a place for the pods of those that come after it.
 		c.n.kind = kindIdle
 		rule.Verdict, rule.Delta = Down, -1

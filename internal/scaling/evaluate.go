@@ -29,17 +29,20 @@ type evaluation struct {
 	cancels []Order
 	placed  []Placement
 	pending int
-	unready *Guard // too many nodes are unready
+	unready *Guard         // too many nodes are unready
+	settled map[string]int // how many pods were to come to each node; see survey
 }
 
 // poolRun is what an evaluation gathers about one pool.
 type poolRun struct {
 	Pool
-	known    bool   // the policy has it
-	open     []open // schedules, by name
-	minBy    *open  // the one that sets Min, nil: the pool
-	maxBy    *open  // likewise Max
-	minUntil string // what a sentence about Min ends with: until when, and which schedule
+	known    bool      // the policy has it
+	open     []open    // schedules, by name
+	reserves []reserve // of headroom that counts now
+	stocks   []*stock  // of the reserves, while removals are looked at
+	minBy    *open     // the one that sets Min, nil: the pool
+	maxBy    *open     // likewise Max
+	minUntil string    // what a sentence about Min ends with: until when, and which schedule
 	maxUntil string
 	minLifts time.Time // when a window ends after which Min is lower; zero: never
 	maxLifts time.Time // likewise Max higher

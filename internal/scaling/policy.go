@@ -72,6 +72,8 @@ type Pool struct {
 	Name     string
 	Provider string
 	Min, Max int
+	// Headroom is room for pods that are to come, nil: none.
+	Headroom *Headroom
 	// Schedules set other limits within windows.
 	Schedules []Schedule
 	Size      Resources // allocatable of a new node

@@ -32,6 +32,9 @@ func draw(t *rapid.T, tb testing.TB) *setup {
 		if rapid.Bool().Draw(t, "tainted") {
 			p.Taints = []corev1.Taint{{Key: "team", Value: p.Name, Effect: corev1.TaintEffectNoSchedule}}
 		}
+		if rapid.Bool().Draw(t, "headroom") {
+			p.Headroom = someHeadroom(t)
+		}
 		for i := range rapid.IntRange(0, 2).Draw(t, "schedules") {
 			w := Schedule{Name: fmt.Sprint("s", i), Window: Window{Schedule: fmt.Sprintf("%d * * * *", rapid.IntRange(0, 59).Draw(t, "begins")),
 				Duration: time.Duration(rapid.IntRange(1, 60).Draw(t, "lasts")) * time.Minute}}
@@ -40,6 +43,9 @@ func draw(t *rapid.T, tb testing.TB) *setup {
 			}
 			if rapid.Bool().Draw(t, "sets max") {
 				w.Max = new(rapid.IntRange(0, 6).Draw(t, "its max"))
+			}
+			if rapid.IntRange(0, 3).Draw(t, "sets headroom") == 0 {
+				w.Headroom = someHeadroom(t)
 			}
 			p.Schedules = append(p.Schedules, w)
 		}
@@ -76,6 +82,11 @@ func draw(t *rapid.T, tb testing.TB) *setup {
 		s.policy.ProtectedNodes = []string{s.obs.Nodes[len(s.obs.Nodes)-1].Name}
 	}
 	return s
+}
+
+func someHeadroom(t *rapid.T) *Headroom {
+	return &Headroom{Pods: rapid.IntRange(0, 4).Draw(t, "spare pods"), Percent: rapid.IntRange(0, 60).Draw(t, "spare percent"),
+		Pod: Resources{CPUMilli: int64(rapid.IntRange(1, 1500).Draw(t, "spare cpu")), MemoryBytes: int64(rapid.IntRange(1, 600).Draw(t, "spare Mi")) << 20}}
 }
 
 // happen lets something happen in the world.

@@ -10,18 +10,20 @@ import (
 // own. Of several open ones each keeps its word, as with budgets: a minimum
 // promises nodes, so the highest counts; a maximum limits what they cost, so the
 // lowest counts. A schedule that sets no minimum leaves that to the others and the
-// pool, and so with the maximum.
+// pool, and so with the rest.
 type Schedule struct {
 	Name string
 	Window
-	Min, Max *int // nil: not set
+	Min, Max *int      // nil: not set
+	Headroom *Headroom // likewise; of several open ones each is kept
 }
 
 // open is a schedule whose window is open.
 type open struct {
 	Schedule
-	until time.Time // zero: no end in sight
-	zone  *time.Location
+	until  time.Time // zero: no end in sight
+	zone   *time.Location
+	ending string // see end
 }
 
 // Limits are what the open schedules make of a pool.
@@ -37,7 +39,7 @@ func (p Pool) LimitsAt(now time.Time) Limits {
 	run.schedule(now)
 	out := Limits{Min: run.Min, Max: run.Max}
 	for _, o := range run.open {
-		out.Open = append(out.Open, o.sets(now))
+		out.Open = append(out.Open, o.sets())
 	}
 	return out
 }
@@ -51,7 +53,9 @@ func (p *poolRun) schedule(now time.Time) {
 			continue
 		}
 		if until, in := c.at(now); in {
-			p.open = append(p.open, open{s, until, c.zone})
+			o := open{Schedule: s, until: until, zone: c.zone}
+			o.ending = o.end(now)
+			p.open = append(p.open, o)
 		}
 	}
 	for i := range p.open {
@@ -72,7 +76,13 @@ func (p *poolRun) schedule(now time.Time) {
 	if p.minBy != nil || p.maxBy != nil {
 		p.Min = min(p.Min, p.Max)
 	}
-	p.minUntil, p.maxUntil = p.minBy.end(now), p.maxBy.end(now)
+	if p.minBy != nil {
+		p.minUntil = p.minBy.ending
+	}
+	if p.maxBy != nil {
+		p.maxUntil = p.maxBy.ending
+	}
+	p.reserves = p.reserved()
 }
 
 // sortedSchedules returns the schedules by name. Of two of one name the first
@@ -95,7 +105,7 @@ func (p *poolRun) scheduled(now time.Time, own Pool) {
 	for _, s := range p.sortedSchedules() {
 		rule := Rule{Rule: RuleSchedule + " " + s.Name, Kind: RuleSchedule, Value: "closed", Verdict: None}
 		if i := slices.IndexFunc(p.open, func(o open) bool { return o.Name == s.Name }); i >= 0 {
-			rule.Value, rule.Message = "open", p.open[i].sets(now)
+			rule.Value, rule.Message = "open", p.open[i].sets()
 			if o := p.open[i]; o.Min != nil && *o.Min > p.Max {
 				rule.Message += fmt.Sprintf("; the maximum of %d holds", p.Max)
 			}
@@ -109,7 +119,7 @@ func (p *poolRun) scheduled(now time.Time, own Pool) {
 }
 
 // sets says what an open schedule sets.
-func (o *open) sets(now time.Time) string {
+func (o *open) sets() string {
 	var what string
 	for _, v := range []struct {
 		name string
@@ -119,16 +129,16 @@ func (o *open) sets(now time.Time) string {
 			what = join(what, fmt.Sprintf("%s is %d", v.name, *v.n))
 		}
 	}
-	return what + o.end(now)
+	if o.Headroom != nil {
+		what = join(what, "headroom is "+o.Headroom.String())
+	}
+	return what + o.ending
 }
 
 // end is " until 18:00 Europe/Berlin (schedule office-hours)", for the end of a
-// sentence about what it sets; nothing for nil.
+// sentence about what it sets.
 func (o *open) end(now time.Time) string {
-	switch {
-	case o == nil:
-		return ""
-	case o.until.IsZero():
+	if o.until.IsZero() {
 		return fmt.Sprintf(" (schedule %s)", o.Name)
 	}
 	return fmt.Sprintf(" until %s (schedule %s)", instant(o.until, now, o.zone), o.Name)

@@ -112,10 +112,11 @@ type Pause struct {
 
 // Why a claim was made.
 const (
-	CauseRequest = "request"
-	CausePods    = "unschedulable"
-	CauseAlert   = "alert"
-	CauseMinimum = "minimum"
+	CauseRequest  = "request"
+	CausePods     = "unschedulable"
+	CauseAlert    = "alert"
+	CauseMinimum  = "minimum"
+	CauseHeadroom = "headroom"
 )
 
 // Claim is a node that was asked for and is not Ready yet: capacity, until its

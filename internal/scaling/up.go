@@ -7,7 +7,7 @@ import (
 	"time"
 )
 
-// scaleUp adds nodes for requests, minima, alerts and pods, in this order.
+// scaleUp adds nodes for requests, minima, alerts, pods and headroom, in this order.
 // Each looks at the world as the one before has left it, so that a node serves
 // as many of them as it can: of an alert that asks for one node and pods that
 // need two, two nodes come of it, not three.
@@ -29,6 +29,11 @@ func (e *evaluation) scaleUp() {
 		}
 	}
 	e.serve(e.waiting())
+	for _, p := range e.pools {
+		if p.known {
+			e.keepHeadroom(p)
+		}
+	}
 }
 
 // firing are the alerts that a rule matches, by fingerprint.
@@ -290,7 +295,7 @@ func (e *evaluation) claim(p *poolRun, cause string, why Reason) *simNode {
 	p.size++
 	p.physical++
 	p.st.AddedAt = e.now
-	if cause == CausePods || cause == CauseAlert {
+	if cause == CausePods || cause == CauseAlert || cause == CauseHeadroom {
 		p.neededAgain(e.now)
 	}
 	p.because(why)
