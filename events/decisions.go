@@ -21,7 +21,7 @@ type Reason struct {
 // RuleResult is what one rule said.
 type RuleResult struct {
 	Rule      string `json:"rule"` // its name in the configuration, or the trigger's
-	Kind      string `json:"kind"` // unschedulable, alert, utilization, minimum, request, schedule, headroom
+	Kind      string `json:"kind"` // unschedulable, alert, utilization, minimum, request, schedule, headroom, hold
 	Value     string `json:"value,omitempty"`
 	Threshold string `json:"threshold,omitempty"`
 	Verdict   string `json:"verdict"` // up, down, none or unknown

@@ -1,6 +1,9 @@
 package events
 
-import "time"
+import (
+	"fmt"
+	"time"
+)
 
 // Types of the events that sources publish.
 const (
@@ -95,7 +98,10 @@ type ScaleRequested struct {
 	Count     int       `json:"count,omitempty"`
 	Actor     string    `json:"actor"`
 	Reason    string    `json:"reason"`
-	ExpiresAt time.Time `json:"expires_at,omitzero"` // when an unmet request is dropped; default an hour after it was made
+	ExpiresAt time.Time `json:"expires_at,omitzero"` // of the request: when it is dropped if it is not met; default an hour after it was made
+	// HoldUntil is of the effect, for up and to: until then the pool keeps the
+	// nodes. Absent: they go as soon as nobody needs them.
+	HoldUntil time.Time `json:"hold_until,omitzero"`
 	// Override asks to act despite a pause or a cooldown; min and max always hold.
 	Override bool `json:"override,omitempty"`
 }
@@ -120,6 +126,9 @@ func (p ScaleRequested) Validate() error {
 	}
 	r.text("actor", p.Actor)
 	r.text("reason", p.Reason)
+	if !p.HoldUntil.IsZero() && p.Action != ActionUp && p.Action != ActionTo {
+		r.check(fmt.Errorf("hold_until: is for the actions %s and %s", ActionUp, ActionTo))
+	}
 	return r.err()
 }
 

@@ -509,6 +509,22 @@ func TestAScheduleThatBeginsIsNoticedWithoutASnapshot(t *testing.T) {
 		Message: "min is 2 until 20:10 UTC (schedule office-hours)"})
 }
 
+func TestARequestThatSaysForHowLongIsHeld(t *testing.T) {
+	t.Parallel()
+	b := newBundle(t)
+	b.configure()
+	b.publish(b.full())
+	until := b.now.Add(2 * time.Hour)
+	d := b.publish(events.ScaleRequested{Action: events.ActionUp, Pool: "a", Count: 1, Actor: "ada", Reason: "load test", HoldUntil: until})
+	require.Len(t, payloads[events.NodeClaimed](b), 1)
+	rec, _, err := b.handler.state.Get(t.Context(), bus.Key{Cluster: testCluster, Name: events.ClusterKey})
+	require.NoError(t, err)
+	holds := rec.State.Core.HoldsOf("a", b.now)
+	require.Len(t, holds, 1)
+	require.Equal(t, d.Event.ID(), holds[0].ID)
+	require.Equal(t, until, holds[0].Until)
+}
+
 func TestTheHeadroomOfThePolicyIsKept(t *testing.T) {
 	t.Parallel()
 	size := events.Resources{CPUMilli: 600, MemoryBytes: 1 << 20}

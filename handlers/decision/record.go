@@ -75,7 +75,7 @@ func (r *Record) fold(now time.Time, d bus.Delivery, in any) {
 		}
 	case events.ScaleRequested:
 		fact = scaling.Requested{Request: scaling.Request{ID: id, Action: p.Action, Pool: p.Pool, Node: p.Node, Count: p.Count,
-			Actor: p.Actor, Reason: p.Reason, Override: p.Override, ExpiresAt: p.ExpiresAt}}
+			Actor: p.Actor, Reason: p.Reason, Override: p.Override, ExpiresAt: p.ExpiresAt, HoldUntil: p.HoldUntil}}
 	case events.PoolPaused:
 		fact = scaling.Paused{Pool: p.Pool, Actor: p.Actor, Reason: p.Reason, Until: p.Until}
 	case events.PoolResumed:

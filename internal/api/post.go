@@ -192,7 +192,7 @@ func completeData(caller string, e *events.Event, at string, now time.Time) (poo
 		errs = append(errs, refusal(at+"data.actor", problem, actor))
 	}
 	data["actor"], _ = json.Marshal(actor) // a string is always JSON
-	for _, field := range []string{"expires_at", "until"} {
+	for _, field := range []string{"expires_at", "hold_until", "until"} {
 		var t time.Time
 		if raw, ok := data[field]; ok && json.Unmarshal(raw, &t) == nil && !t.IsZero() && !t.After(now) {
 			errs = append(errs, refusal(at+"data."+field, field+" is in the past", t))

@@ -87,6 +87,8 @@ func TestEventsThatCannotBeAreRefusedFieldByField(t *testing.T) {
 		"a key that is nothing":    {structured("1", up+"}", `,"partitionkey":"home"`), 422, "body.partitionkey", ""},
 		"an actor of another key":  {structured("1", up+`,"actor":"me@other"}`, ""), 422, "body.data.actor", "must not hold '@'"},
 		"an expiry that is over":   {structured("1", up+`,"expires_at":"2020-01-01T00:00:00Z"}`, ""), 422, "body.data.expires_at", "is in the past"},
+		"a hold that is over":      {structured("1", up+`,"hold_until":"2020-01-01T00:00:00Z"}`, ""), 422, "body.data.hold_until", "is in the past"},
+		"a hold of fewer nodes":    {structured("1", strings.Replace(up, `"up"`, `"down"`, 1)+`,"hold_until":"2099-01-01T00:00:00Z"}`, ""), 422, "body.data.hold_until", "is for the actions up and to"},
 		"a node name that is none": {structured("1", `{"action":"drain","node":"A B","reason":"x"}`, ""), 422, "body.data.node", ""},
 	}
 	for name, c := range cases {

@@ -31,16 +31,27 @@ type Pool struct {
 	Cluster   string        `json:"cluster"`
 	Name      string        `json:"name"`
 	Provider  string        `json:"provider"`
-	Min       int           `json:"min" doc:"At present, with the schedules that are open"`
-	Max       int           `json:"max" doc:"Likewise"`
+	Min       int           `json:"min" doc:"At present, with the schedules that are open and what people asked to be kept"`
+	Max       int           `json:"max" doc:"At present, with the schedules that are open"`
 	Size      int           `json:"size" doc:"Nodes that count: ready ones and those on their way, not those that leave"`
 	Ready     int           `json:"ready"`
 	Claims    int           `json:"claims" doc:"Nodes on their way"`
 	Leaving   int           `json:"leaving" doc:"Nodes being drained for removal or removed"`
 	Schedules []string      `json:"schedules,omitempty" doc:"What each open schedule sets, and until when"`
+	Holds     []Hold        `json:"holds,omitempty" doc:"What people asked to be kept, and until when"`
 	Pause     *Pause        `json:"pause,omitempty"`
 	Backoff   *Backoff      `json:"backoff,omitempty"`
 	Last      *DecisionLine `json:"last_decision,omitempty"`
+}
+
+// Hold is what the pool keeps because somebody asked for it: part of min.
+type Hold struct {
+	RequestID string    `json:"request_id"`
+	Nodes     int       `json:"nodes" doc:"More than there were, or in all"`
+	Whole     bool      `json:"whole,omitempty" doc:"Nodes is in all"`
+	Until     time.Time `json:"until"`
+	Actor     string    `json:"actor"`
+	Reason    string    `json:"reason"`
 }
 
 // Pause is why nothing is changed in a pool.

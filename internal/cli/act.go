@@ -54,12 +54,16 @@ func (a *app) scaleCommand() *cobra.Command {
 		var f actFlags
 		var pool string
 		var count int
-		var lasts time.Duration
+		var lasts, within time.Duration
 		var override bool
+		keeps := action != events.ActionDown
+		example := fmt.Sprintf("  k3s-autoscaler scale %s --pool workers --count 2 --reason \"load test\" --wait", action)
+		if keeps {
+			example += fmt.Sprintf("\n  k3s-autoscaler scale %s --pool workers --count 2 --for 2h --reason \"load test\"", action)
+		}
 		c := &cobra.Command{
-			Use: action + " --pool POOL --count N --reason WHY", Short: short,
-			Example: fmt.Sprintf("  k3s-autoscaler scale %s --pool workers --count 2 --reason \"load test\" --wait", action),
-			Args:    cobra.NoArgs,
+			Use: action + " --pool POOL --count N --reason WHY", Short: short, Example: example,
+			Args: cobra.NoArgs,
 			RunE: do(func(cmd *cobra.Command, _ []string) error {
 				if count < minimum {
 					return usagef("--count: is %d, expected at least %d", count, minimum)
@@ -67,12 +71,19 @@ func (a *app) scaleCommand() *cobra.Command {
 				if strings.TrimSpace(f.reason) == "" {
 					return usagef("--reason: is empty; say why, for those who read the audit")
 				}
-				if lasts < 0 {
-					return usagef("--for: is %s, expected a positive duration such as 2h", lasts)
-				}
+				now := a.Clock.Now()
 				p := events.ScaleRequested{Action: action, Pool: pool, Count: count, Actor: a.actor(), Reason: f.reason, Override: override}
-				if lasts > 0 {
-					p.ExpiresAt = a.Clock.Now().Add(lasts).UTC()
+				for _, d := range []struct {
+					flag string
+					is   time.Duration
+					to   *time.Time
+				}{{"for", lasts, &p.HoldUntil}, {"within", within, &p.ExpiresAt}} {
+					if d.is < 0 || d.is == 0 && cmd.Flags().Changed(d.flag) {
+						return usagef("--%s: is %s, expected a positive duration such as 2h", d.flag, d.is)
+					}
+					if d.is > 0 {
+						*d.to = now.Add(d.is).UTC()
+					}
 				}
 				return a.act(cmd.Context(), f, p)
 			}),
@@ -80,7 +91,10 @@ func (a *app) scaleCommand() *cobra.Command {
 		f.add(c, true)
 		c.Flags().StringVar(&pool, "pool", "", "the pool (required)")
 		c.Flags().IntVar(&count, "count", 0, "how many nodes (required)")
-		c.Flags().DurationVar(&lasts, "for", 0, "drop the request if it is not met by then, e.g. 2h (default 1h)")
+		if keeps {
+			c.Flags().DurationVar(&lasts, "for", 0, "keep the nodes for so long, needed or not, e.g. 2h; a later 'scale down' or 'scale to' ends it (default: they go when nobody needs them)")
+		}
+		c.Flags().DurationVar(&within, "within", 0, "drop the request if it is not met within this time, e.g. 10m (default 1h)")
 		c.Flags().BoolVar(&override, "override", false, "despite a pause or a cooldown; min and max always hold")
 		_ = c.MarkFlagRequired("pool") // the flags exist
 		_ = c.MarkFlagRequired("count")
@@ -174,14 +188,32 @@ func (a *app) act(ctx context.Context, f actFlags, p events.Payload) error {
 	}
 	if f.wait {
 		r, ok := p.(events.ScaleRequested)
-		return a.actAndWait(ctx, cl, f, id, ok && r.Node != "", body)
+		return a.actAndWait(ctx, cl, f, id, ok && r.Node != "", a.accepted(p), body)
 	}
 	var got api.Accepted
 	if err := cl.post(ctx, body, &got); err != nil {
 		return err
 	}
-	_, err = fmt.Fprintf(a.Stdout, "accepted as %s\nwhat comes of it: k3s-autoscaler explain %s\n", id, id)
+	_, err = fmt.Fprintf(a.Stdout, "accepted as %s\n%swhat comes of it: k3s-autoscaler explain %s\n", id, a.accepted(p), id)
 	return err
+}
+
+// accepted is a line about how long what was asked for is kept, and how long it is
+// waited for, where it says so.
+func (a *app) accepted(p events.Payload) string {
+	r, ok := p.(events.ScaleRequested)
+	if !ok || r.HoldUntil.IsZero() && r.ExpiresAt.IsZero() {
+		return ""
+	}
+	by := map[string]string{events.ActionUp: " more", events.ActionDown: " fewer", events.ActionTo: ""}[r.Action]
+	line := fmt.Sprintf("pool %s: %s%s", r.Pool, plural(r.Count, "node"), by)
+	if !r.HoldUntil.IsZero() {
+		line += ", kept " + a.until(r.HoldUntil)
+	}
+	if !r.ExpiresAt.IsZero() {
+		line += ", dropped if not met " + strings.Replace(a.until(r.ExpiresAt), "until", "by", 1)
+	}
+	return line + "\n"
 }
 
 // event is a structured CloudEvent. The server completes what is left out.
@@ -206,7 +238,7 @@ func (a *app) event(id, cluster string, p events.Payload) ([]byte, error) {
 
 // actAndWait follows the stream from before the request is sent, so that
 // nothing is missed.
-func (a *app) actAndWait(ctx context.Context, cl *client, f actFlags, id string, onNode bool, body []byte) error {
+func (a *app) actAndWait(ctx context.Context, cl *client, f actFlags, id string, onNode bool, accepted string, body []byte) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, f.timeout, errTimeout)
 	defer cancel()
 	o := &outcome{id: id, onNode: onNode, nodes: map[string]string{}, say: func(e api.Entry) error {
@@ -219,7 +251,7 @@ func (a *app) actAndWait(ctx context.Context, cl *client, f actFlags, id string,
 		if err := cl.post(ctx, body, &got); err != nil {
 			return err
 		}
-		_, err := fmt.Fprintf(a.Stdout, "accepted as %s, waiting\n", id)
+		_, err := fmt.Fprintf(a.Stdout, "accepted as %s, waiting\n%s", id, accepted)
 		return err
 	}, o.take)
 	if errors.Is(context.Cause(ctx), errTimeout) {

@@ -3,6 +3,7 @@ package cli
 import (
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -20,7 +21,9 @@ func TestActionsBecomeEvents(t *testing.T) {
 		args []string
 		want events.Payload
 	}{
-		{[]string{"scale", "up", "--pool", "p", "--count", "2", "--reason", "load", "--for", "2h", "--override"}, events.ScaleRequested{Action: "up", Pool: "p", Count: 2, Actor: "ada", Reason: "load", ExpiresAt: two, Override: true}},
+		{[]string{"scale", "up", "--pool", "p", "--count", "2", "--reason", "load", "--for", "2h", "--override"}, events.ScaleRequested{Action: "up", Pool: "p", Count: 2, Actor: "ada", Reason: "load", HoldUntil: two, Override: true}},
+		{[]string{"scale", "to", "--pool", "p", "--count", "1", "--reason", "load", "--for", "2h", "--within", "10m"}, events.ScaleRequested{Action: "to", Pool: "p", Count: 1, Actor: "ada", Reason: "load", HoldUntil: two, ExpiresAt: t0.Add(10 * time.Minute)}},
+		{[]string{"scale", "down", "--pool", "p", "--count", "2", "--reason", "x", "--within", "2h"}, events.ScaleRequested{Action: "down", Pool: "p", Count: 2, Actor: "ada", Reason: "x", ExpiresAt: two}},
 		{[]string{"scale", "down", "--pool", "p", "--count", "1", "--reason", "x"}, events.ScaleRequested{Action: "down", Pool: "p", Count: 1, Actor: "ada", Reason: "x"}},
 		{[]string{"scale", "to", "--pool", "p", "--count", "0", "--reason", "x"}, events.ScaleRequested{Action: "to", Pool: "p", Actor: "ada", Reason: "x"}},
 		{[]string{"drain", "pi4.lan"}, events.ScaleRequested{Action: "drain", Node: "pi4.lan", Actor: "ada", Reason: none}},
@@ -40,7 +43,13 @@ func TestActionsBecomeEvents(t *testing.T) {
 		require.Equal(t, api.CLISource, e.Source())
 		require.Equal(t, "home/_cluster", events.Extension(e, events.ExtPartitionKey))
 		require.Equal(t, e.ID(), events.Extension(e, events.ExtCorrelationID))
-		require.Equal(t, "accepted as "+e.ID()+"\nwhat comes of it: k3s-autoscaler explain "+e.ID()+"\n", out)
+		first, last, _ := strings.Cut(strings.TrimSuffix(out, "what comes of it: k3s-autoscaler explain "+e.ID()+"\n"), "\n")
+		require.Equal(t, "accepted as "+e.ID(), first)
+		require.Equal(t, map[time.Time]string{
+			{}:                       "",
+			two:                      map[string]string{"up": "pool p: 2 nodes more, kept until " + local(two) + " (2h left)\n", "down": "pool p: 2 nodes fewer, dropped if not met by " + local(two) + " (2h left)\n"}[c.args[1]],
+			t0.Add(10 * time.Minute): "pool p: 1 node, kept until " + local(two) + " (2h left), dropped if not met by " + local(t0.Add(10*time.Minute)) + " (10m left)\n",
+		}[saidUntil(c.want)], last)
 		switch want := c.want.(type) {
 		case events.ScaleRequested:
 			got, err := events.Decode[events.ScaleRequested](e)
@@ -52,6 +61,34 @@ func TestActionsBecomeEvents(t *testing.T) {
 			require.Equal(t, want, got)
 		}
 	}
+}
+
+func local(at time.Time) string { return at.Local().Format("15:04:05") }
+
+// saidUntil is the nearest time that the answer to a request names.
+func saidUntil(p events.Payload) time.Time {
+	r, ok := p.(events.ScaleRequested)
+	switch {
+	case !ok:
+		return time.Time{}
+	case !r.ExpiresAt.IsZero():
+		return r.ExpiresAt
+	}
+	return r.HoldUntil
+}
+
+func TestDurationsOfARequestArePositive(t *testing.T) {
+	t.Parallel()
+	for _, flag := range []string{"--for", "--within"} {
+		for _, d := range []string{"0s", "-1h"} {
+			b := setup(t)
+			require.Equal(t, ExitUsage, b.run("scale", "up", "--pool", "p", "--count", "1", "--reason", "x", flag, d))
+			require.Contains(t, b.stderr.String(), flag+": is ")
+			require.Empty(t, b.posted)
+		}
+	}
+	b := setup(t)
+	require.Equal(t, ExitUsage, b.run("scale", "down", "--pool", "p", "--count", "1", "--reason", "x", "--for", "1h"), "nothing is kept of fewer nodes")
 }
 
 func TestARefusedActionSaysWhy(t *testing.T) {

@@ -24,7 +24,7 @@ func TestStatus(t *testing.T) {
 		{Name: "new", Stale: true, Problem: "no snapshot yet: does the collector reach the cluster?"},
 	}}
 	b.answers["/v1/pools"] = api.Page[api.Pool]{Items: []api.Pool{
-		{Cluster: "home", Name: "burst", Min: 2, Max: 5, Schedules: []string{"min is 2 until 18:00 Europe/Berlin (schedule office-hours)"}, Size: 2, Ready: 1, Claims: 1, Last: &api.DecisionLine{Verdict: "up", Delta: 1, Reason: reason("UnschedulablePods", "2 pods find no node and fit 1 new node"), At: t0.Add(-12 * time.Second)}},
+		{Cluster: "home", Name: "burst", Min: 2, Max: 5, Schedules: []string{"min is 2 until 18:00 Europe/Berlin (schedule office-hours)"}, Holds: []api.Hold{{RequestID: "r", Nodes: 2, Until: t0.Add(2 * time.Hour), Actor: "ada@k", Reason: "load test"}, {RequestID: "q", Nodes: 1, Whole: true, Until: t0.Add(time.Hour), Actor: "bob@k", Reason: "demo"}}, Size: 2, Ready: 1, Claims: 1, Last: &api.DecisionLine{Verdict: "up", Delta: 1, Reason: reason("UnschedulablePods", "2 pods find no node and fit 1 new node"), At: t0.Add(-12 * time.Second)}},
 		{Cluster: "home", Name: "ci", Min: 1, Max: 3, Size: 0, Leaving: 1, Backoff: &api.Backoff{Until: t0.Add(90 * time.Second), Failures: 2}, Last: &api.DecisionLine{Verdict: "held", Reason: reason("Backoff", "the last 2 nodes failed"), At: t0.Add(-5 * time.Hour)}},
 		{Cluster: "lab", Name: "gpu", Max: 1, Size: 1, Ready: 1, Pause: &api.Pause{Actor: "ada@k", Reason: "maintenance", Until: t0.Add(2 * time.Hour)}},
 	}}

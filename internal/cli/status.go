@@ -160,6 +160,13 @@ func (a *app) poolState(p api.Pool) string {
 	if p.Size < p.Min {
 		parts = append(parts, "below min")
 	}
+	for _, h := range p.Holds {
+		what := plural(h.Nodes, "node")
+		if !h.Whole {
+			what += " more"
+		}
+		parts = append(parts, fmt.Sprintf("keeps %s for %s %s: %s", what, h.Actor, a.until(h.Until), h.Reason))
+	}
 	if len(parts) == 0 && len(p.Schedules) == 0 {
 		return "ok"
 	}

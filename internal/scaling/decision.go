@@ -98,6 +98,7 @@ const (
 	RuleRequest       = "request"
 	RuleSchedule      = "schedule"
 	RuleHeadroom      = "headroom"
+	RuleHold          = "hold"
 )
 
 // Verdicts of a rule besides Up and Down.

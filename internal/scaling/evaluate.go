@@ -98,6 +98,10 @@ func Evaluate(now time.Time, p Policy, s State, o Observation, seed Seed) Result
 		e.pools = append(e.pools, p)
 	}
 	e.expire()
+	for _, p := range e.pools {
+		e.keepHeld(p)
+		e.heldRules(p)
+	}
 	switch problem := e.unobservable(); {
 	case len(p.Pools) == 0: // no policy yet: inputs are folded, nothing is judged
 		return Result{State: e.s}
@@ -172,6 +176,7 @@ func (e *evaluation) expire() {
 			delete(e.s.Pauses, pool)
 		}
 	}
+	e.s.Holds = slices.DeleteFunc(e.s.Holds, func(h Hold) bool { return !h.Until.After(e.now) })
 	keep := e.s.Requests[:0]
 	for _, r := range e.s.Requests {
 		if r.ExpiresAt.After(e.now) {

@@ -89,6 +89,9 @@ func (e *evaluation) next(decisions []Decision) time.Time {
 	for _, r := range e.s.Requests {
 		ends(r.ExpiresAt)
 	}
+	for _, h := range e.s.Holds {
+		ends(h.Until)
+	}
 	for _, c := range e.s.Claims {
 		ends(c.NotAfter)
 	}
@@ -196,6 +199,11 @@ func (d Decision) fingerprint(p *poolRun) string {
 	}
 	for _, o := range p.open {
 		rest = append(rest, "open "+o.Name)
+	}
+	for _, r := range d.Rules {
+		if r.Kind == RuleHold {
+			rest = append(rest, r.Rule)
+		}
 	}
 	slices.Sort(rest)
 	sum := hash(strings.Join(slices.Compact(rest), "\n"))

@@ -104,6 +104,13 @@ func (in Requested) apply(s *State) {
 		r.ExpiresAt = r.At.Add(defaultRequestExpiry)
 	}
 	r.ExpiresAt = r.ExpiresAt.UTC()
+	if !r.HoldUntil.IsZero() {
+		r.HoldUntil = r.HoldUntil.UTC()
+		if r.HoldUntil.Before(r.ExpiresAt) {
+			r.ExpiresAt = r.HoldUntil // nobody would want it after
+		}
+	}
+	s.release(r)
 	s.Requests = append(s.Requests, r)
 }
 

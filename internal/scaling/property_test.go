@@ -113,8 +113,12 @@ func happen(t *rapid.T, s *setup) {
 	case 4:
 		s.state.Alerts = nil
 	case 5:
-		s.request(Request{ID: fmt.Sprint("r", s.step), Action: rapid.SampledFrom([]string{ActionUp, ActionDown, ActionTo}).Draw(t, "action"), Pool: pool,
-			Count: rapid.IntRange(0, 5).Draw(t, "count"), Override: rapid.Bool().Draw(t, "override")})
+		r := Request{ID: fmt.Sprint("r", s.step), Action: rapid.SampledFrom([]string{ActionUp, ActionDown, ActionTo}).Draw(t, "action"), Pool: pool,
+			Count: rapid.IntRange(0, 5).Draw(t, "count"), Override: rapid.Bool().Draw(t, "override")}
+		if r.Action != ActionDown && rapid.Bool().Draw(t, "hold") {
+			r.HoldUntil = s.now.Add(time.Duration(rapid.IntRange(1, 20).Draw(t, "for")) * time.Minute)
+		}
+		s.request(r)
 	case 6:
 		s.request(Request{ID: fmt.Sprint("r", s.step), Action: rapid.SampledFrom([]string{ActionDrain, ActionRemove, ActionCordon, ActionUncordon}).Draw(t, "action"),
 			Node: node, Override: rapid.Bool().Draw(t, "override")})
@@ -209,6 +213,11 @@ func limits(p Pool, now time.Time) (least, most int) {
 	return min(least, most), most
 }
 
+func limitsMin(p Pool, now time.Time) int {
+	least, _ := limits(p, now)
+	return least
+}
+
 func TestWhateverHappensTheLimitsHold(t *testing.T) {
 	t.Parallel()
 	rapid.Check(t, func(rt *rapid.T) {
@@ -260,8 +269,13 @@ func check(t *testing.T, s *setup, before State, res Result, stale bool) {
 	}
 	for _, p := range s.policy.Pools {
 		least, most := limits(p, s.now)
+		least = max(least, min(Floor(before.HoldsOf(p.Name, s.now)), most))
 		d := of(t, res, p.Name)
-		require.Equal(t, [2]int{least, most}, [2]int{d.Min, d.Max})
+		require.Equal(t, most, d.Max)
+		if s.obs.Known { // a request of this evaluation may keep more
+			require.GreaterOrEqual(t, d.Min, least)
+			require.Equal(t, max(limitsMin(p, s.now), min(Floor(res.State.HoldsOf(p.Name, s.now)), most)), d.Min)
+		}
 		if added := slices.ContainsFunc(res.Claims, func(c Claim) bool { return c.Pool == p.Name }); added {
 			require.LessOrEqual(t, physical(s, res.State, p.Name), most, "claims in flight count for max")
 		}

@@ -10,11 +10,15 @@ import (
 
 // describe says in a few words what was asked for.
 func (r Request) describe() string {
+	kept := ""
+	if !r.HoldUntil.IsZero() {
+		kept = ", to be kept until " + r.HoldUntil.Format(time.RFC3339)
+	}
 	switch r.Action {
 	case ActionUp, ActionDown:
-		return fmt.Sprintf("scale %s of pool %s by %d", r.Action, r.Pool, r.Count)
+		return fmt.Sprintf("scale %s of pool %s by %d%s", r.Action, r.Pool, r.Count, kept)
 	case ActionTo:
-		return fmt.Sprintf("scaling pool %s to %d", r.Pool, r.Count)
+		return fmt.Sprintf("scaling pool %s to %d%s", r.Pool, r.Count, kept)
 	}
 	return fmt.Sprintf("%s of node %s", r.Action, r.Node)
 }

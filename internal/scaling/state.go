@@ -23,6 +23,7 @@ type State struct {
 
 	Alerts   map[string]Alert     `json:"alerts,omitempty"`   // by fingerprint
 	Requests []Request            `json:"requests,omitempty"` // in the order they were made
+	Holds    []Hold               `json:"holds,omitempty"`    // in the order they began
 	Pauses   map[string]Pause     `json:"pauses,omitempty"`   // by pool
 	Claims   map[string]Claim     `json:"claims,omitempty"`   // in flight, by node
 	Drains   map[string]Drain     `json:"drains,omitempty"`   // in flight, by node
@@ -99,7 +100,8 @@ type Request struct {
 	Reason    string    `json:"reason"`
 	Override  bool      `json:"override,omitempty"`
 	At        time.Time `json:"at"`
-	ExpiresAt time.Time `json:"expires_at"`
+	ExpiresAt time.Time `json:"expires_at"`          // of the request: by then it has come to pass or is dropped
+	HoldUntil time.Time `json:"hold_until,omitzero"` // of its effect, for up and to: until then the nodes are kept
 }
 
 // Pause stops every change of a pool.
@@ -153,6 +155,7 @@ type Drain struct {
 func (s State) clone() State {
 	s.Alerts = cloneMap(s.Alerts)
 	s.Requests = slices.Clone(s.Requests)
+	s.Holds = slices.Clone(s.Holds)
 	s.Pauses = cloneMap(s.Pauses)
 	s.Claims = cloneMap(s.Claims)
 	s.Drains = cloneMap(s.Drains)

@@ -79,6 +79,7 @@ func (e *evaluation) upRequest(r Request) {
 		if target != r.Count {
 			p.overruled = append(p.overruled, Reason{CodeRequest, fmt.Sprintf("%s is bounded by min %d%s and max %d%s: %d", r.describe(), p.Min, p.minUntil, p.Max, p.maxUntil, target)})
 		}
+		e.hold(p, r, target)
 		if want = target - p.size; want < 0 {
 			return // scaleDown sees to it
 		}
@@ -100,6 +101,9 @@ func (e *evaluation) upRequest(r Request) {
 	}
 	got := e.grow(p, want, CauseRequest, r.because())
 	p.trigger(r.At)
+	if r.Action == ActionUp && got > 0 {
+		e.hold(p, r, got)
+	}
 	if got < want {
 		g := p.maxGuard()
 		p.guard(g)

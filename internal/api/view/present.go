@@ -74,6 +74,11 @@ func (v *View) Pools(ctx context.Context) ([]api.Pool, error) {
 				limits := m.Rules.Pools[i].LimitsAt(now)
 				p.Min, p.Max, p.Schedules = limits.Min, limits.Max, limits.Open
 			}
+			holds := m.Core.HoldsOf(pool.Name, now)
+			p.Min = max(p.Min, min(scaling.Floor(holds), p.Max))
+			for _, h := range holds {
+				p.Holds = append(p.Holds, api.Hold{RequestID: h.ID, Nodes: h.Nodes, Whole: h.Whole, Until: h.Until, Actor: h.Actor, Reason: h.Reason})
+			}
 			v.count(&p, m)
 			if x, ok := m.Core.Pauses[pool.Name]; ok && (x.Until.IsZero() || x.Until.After(now)) {
 				p.Pause = &api.Pause{Actor: x.Actor, Reason: x.Reason, Since: x.Since, Until: x.Until}

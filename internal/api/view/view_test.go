@@ -69,6 +69,7 @@ func memory() Memory {
 			{Name: "noon", Min: new(2), Window: scaling.Window{Schedule: "0 12 * * *", Duration: time.Hour}},
 			{Name: "night", Max: new(3), Window: scaling.Window{Schedule: "0 20 * * *", Duration: time.Hour}}}}}},
 		Core: scaling.State{StartedAt: t0,
+			Holds:  []scaling.Hold{{ID: "r", Pool: "ci", Nodes: 1, Until: t0.Add(time.Hour), Actor: "ada", Reason: "demo"}, {ID: "q", Pool: "ci", Nodes: 5, Until: t0}},
 			Claims: map[string]scaling.Claim{"burst-c": {Pool: "burst"}, "burst-f": {Pool: "burst"}, "ci-a": {Pool: "ci"}},
 			Drains: map[string]scaling.Drain{"burst-h": {Pool: "burst"}},
 			Pauses: map[string]scaling.Pause{"burst": {Actor: "ada", Reason: "window", Since: t0}, "ci": {Until: t0}},
@@ -169,7 +170,7 @@ func TestPoolsAndNodesAreCounted(t *testing.T) {
 		{Cluster: "home", Name: "burst", Provider: "docker", Min: 2, Max: 9, Size: 3, Ready: 1, Claims: 2, Leaving: 3, Last: line,
 			Schedules: []string{"min is 2 until 13:00 UTC (schedule noon)"},
 			Pause:     &api.Pause{Actor: "ada", Reason: "window", Since: t0}},
-		{Cluster: "home", Name: "ci", Max: 2, Size: 1, Claims: 1, Last: line, Backoff: &api.Backoff{Until: t0.Add(time.Hour), Failures: 2, Message: "no image"}},
+		{Cluster: "home", Name: "ci", Min: 1, Max: 2, Holds: []api.Hold{{RequestID: "r", Nodes: 1, Until: t0.Add(time.Hour), Actor: "ada", Reason: "demo"}}, Size: 1, Claims: 1, Last: line, Backoff: &api.Backoff{Until: t0.Add(time.Hour), Failures: 2, Message: "no image"}},
 	}, pools)
 
 	nodes, err := x.view.Nodes(context.Background())
