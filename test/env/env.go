@@ -39,6 +39,10 @@ type Env struct {
 	APIServerURL         string `json:"api_server_url"`
 	APIServerURLForNodes string `json:"api_server_url_for_nodes"`
 
+	// SchedulerURL serves the scheduler's /metrics to everybody, with a
+	// certificate that it made itself. Empty on a real k3s.
+	SchedulerURL string `json:"scheduler_url"`
+
 	// ServerVersion is what the API server reports, such as v1.34.4+k3s1.
 	ServerVersion string `json:"server_version"`
 
@@ -320,6 +324,7 @@ func (e *Env) startStandIns(ctx context.Context, binaries Binaries) error {
 		return err
 	}
 	e.APIServerURL = plane.url()
+	e.SchedulerURL = "https://" + hostPort(loopback, plane.ports.Scheduler)
 	e.APIServerURLForNodes = "https://" + hostPort(e.Gateway, 6443)
 	e.ToxiproxyURL = "http://" + hostPort(loopback, ports[5])
 	control := hostPort(loopback, ports[6])
