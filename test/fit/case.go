@@ -2,9 +2,11 @@ package fit
 
 import (
 	"slices"
+	"time"
 
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
+	policyv1 "k8s.io/api/policy/v1"
 	storagev1 "k8s.io/api/storage/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -27,8 +29,10 @@ const (
 	// diskSize is the ephemeral storage of every node, in bytes.
 	diskSize = 40 * gi
 
-	expendable     = -20  // priority
-	nominatedFirst = 1000 // priority of pods for which others make room
+	// Expendable is a priority at which pods give way, and NominatedFirst one for
+	// which others do.
+	Expendable     = -20
+	NominatedFirst = 1000
 )
 
 // Case is a cluster with pods that wait, and the pools that may grow.
@@ -42,8 +46,10 @@ type Case struct {
 	Claims         []*corev1.PersistentVolumeClaim
 	Volumes        []*corev1.PersistentVolume
 	StorageClasses []*storagev1.StorageClass
+	Budgets        []*policyv1.PodDisruptionBudget
 	Pools          []scaling.Pool
 	Records        []events.NodeRecord
+	At             time.Time // of the decision; zero: Now
 }
 
 // Clone returns a deep copy.
@@ -51,6 +57,7 @@ func (c *Case) Clone() *Case {
 	out := *c
 	out.Nodes, out.Pods, out.DaemonSets = copies(c.Nodes), copies(c.Pods), copies(c.DaemonSets)
 	out.Namespaces, out.Claims, out.Volumes = copies(c.Namespaces), copies(c.Claims), copies(c.Volumes)
+	out.Budgets = copies(c.Budgets)
 	out.StorageClasses, out.Pools, out.Records = copies(c.StorageClasses), slices.Clone(c.Pools), slices.Clone(c.Records)
 	return &out
 }
@@ -80,7 +87,7 @@ func (c *Case) Waiting() []string {
 	var out []string
 	for _, p := range c.Pods {
 		if p.Spec.NodeName == "" && len(p.Spec.SchedulingGates) == 0 && p.Spec.SchedulerName == corev1.DefaultSchedulerName &&
-			p.Status.NominatedNodeName == "" && *p.Spec.Priority > expendable && !ofDaemonSet(p) {
+			p.Status.NominatedNodeName == "" && *p.Spec.Priority > Expendable && !ofDaemonSet(p) {
 			out = append(out, Ref(p))
 		}
 	}
@@ -96,7 +103,7 @@ func (c *Case) Queue() []string {
 		case p.Spec.NodeName != "":
 		case ofDaemonSet(p):
 			daemons = append(daemons, Ref(p))
-		case *p.Spec.Priority <= expendable:
+		case *p.Spec.Priority <= Expendable:
 			last = append(last, Ref(p))
 		}
 	}
@@ -150,7 +157,7 @@ func (c *Case) DaemonPods(n *corev1.Node) []*corev1.Pod {
 			Labels: d.Spec.Template.Labels, OwnerReferences: []metav1.OwnerReference{*metav1.NewControllerRef(d, appsv1.SchemeGroupVersion.WithKind("DaemonSet"))}},
 			Spec: *d.Spec.Template.Spec.DeepCopy()}
 		p.Spec.Tolerations = append(p.Spec.Tolerations, daemonTolerations...)
-		if fits, err := nodeaffinity.GetRequiredNodeAffinity(p).Match(n); err != nil || !fits || !tolerates(p, n) {
+		if fits, err := nodeaffinity.GetRequiredNodeAffinity(p).Match(n); err != nil || !fits || !Tolerates(p, n) {
 			continue
 		}
 		p.Spec.Affinity = &corev1.Affinity{NodeAffinity: &corev1.NodeAffinity{RequiredDuringSchedulingIgnoredDuringExecution: &corev1.NodeSelector{
@@ -167,7 +174,8 @@ var daemonTolerations = []corev1.Toleration{
 	{Key: corev1.TaintNodeUnschedulable, Operator: corev1.TolerationOpExists, Effect: corev1.TaintEffectNoSchedule},
 }
 
-func tolerates(p *corev1.Pod, n *corev1.Node) bool {
+// Tolerates reports whether the pod tolerates all taints of the node.
+func Tolerates(p *corev1.Pod, n *corev1.Node) bool {
 	for _, t := range n.Spec.Taints {
 		ok := t.Effect == corev1.TaintEffectPreferNoSchedule
 		for _, o := range p.Spec.Tolerations {

@@ -55,7 +55,7 @@ func Settle(s *Scheduler, c *Case) (*Case, error) {
 // returns the case as the simulation sees it. The case is changed.
 func Compare(s *Scheduler, c *Case, know func(*Case) *Case) (Outcome, error) {
 	out := Outcome{Pods: len(c.Waiting())}
-	packed, fitted, err := pack(s, c)
+	packed, fitted, err := Pack(s, c)
 	if err != nil {
 		return out, fmt.Errorf("first fit: %w", err)
 	}
@@ -202,9 +202,9 @@ func (c *Case) templates() []Template {
 	return out
 }
 
-// pack is how many nodes first-fit-decreasing by dominant resource adds, with
+// Pack is how many nodes first-fit-decreasing by dominant resource adds, with
 // the scheduler's filters for what fits.
-func pack(s *Scheduler, c *Case) (nodes, placedPods int, err error) {
+func Pack(s *Scheduler, c *Case) (nodes, placedPods int, err error) {
 	share := func(ref string) float64 {
 		r := resource.PodRequests(c.pod(ref), resource.PodResourcesOptions{})
 		return max(float64(r.Cpu().MilliValue())/4000, float64(r.Memory().Value())/(8*gi))
@@ -247,7 +247,31 @@ func Answer(c *Case) (string, error) {
 	return strings.Join(parts, "\n"), nil
 }
 
-func (o *Outcome) add(p Outcome) {
+// DecidedBy returns the constraints that make a difference to what the simulation
+// says of the case.
+func DecidedBy(c *Case) ([]string, error) {
+	var by []string
+	as, err := Answer(c)
+	if err != nil {
+		return nil, err
+	}
+	for _, k := range Constraints {
+		if !c.Has[k.Name] {
+			continue
+		}
+		without, err := Answer(k.Stripped(c))
+		if err != nil {
+			return nil, err
+		}
+		if without != as {
+			by = append(by, k.Name)
+		}
+	}
+	return by, nil
+}
+
+// Add adds up the outcomes of many cases.
+func (o *Outcome) Add(p Outcome) {
 	o.Pods += p.Pods
 	o.Placed += p.Placed
 	o.Promised += p.Promised

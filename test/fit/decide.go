@@ -21,16 +21,25 @@ var Now = time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)
 // collector's conversion, a snapshot that is captured and folded, decision's
 // translation. Nothing is removed: the program has just started.
 func Decide(c *Case, round int) (scaling.Result, error) {
-	o, err := observe(c)
+	o, err := c.Observe()
 	if err != nil {
 		return scaling.Result{}, err
 	}
+	now := c.now()
 	policy := scaling.Policy{Pools: c.Pools, StartupGrace: time.Hour, StaleAfter: time.Minute, MaxUnreadyFraction: 0.45, MaxUnreadyCount: 3}
 	seed := scaling.Seed{Event: fmt.Sprintf("event-%d-%d", c.Seed, round), ID: events.ID, NodeName: events.NodeName}
-	return scaling.Evaluate(Now, policy, scaling.State{StartedAt: Now}, o, seed), nil
+	return scaling.Evaluate(now, policy, scaling.State{StartedAt: now}, o, seed), nil
 }
 
-func observe(c *Case) (scaling.Observation, error) {
+func (c *Case) now() time.Time {
+	if c.At.IsZero() {
+		return Now
+	}
+	return c.At
+}
+
+// Observe is the case as decision sees it, everything as fresh as can be.
+func (c *Case) Observe() (scaling.Observation, error) {
 	var objects []runtime.Object
 	for _, o := range c.StorageClasses {
 		objects = append(objects, o)
@@ -50,6 +59,9 @@ func observe(c *Case) (scaling.Observation, error) {
 	for _, o := range c.DaemonSets {
 		objects = append(objects, o)
 	}
+	for _, o := range c.Budgets {
+		objects = append(objects, o)
+	}
 	for _, o := range c.Pods {
 		objects = append(objects, o)
 	}
@@ -62,9 +74,9 @@ func observe(c *Case) (scaling.Observation, error) {
 	if err != nil {
 		return scaling.Observation{}, err
 	}
-	captured := events.SnapshotCaptured{Epoch: 1, Digest: delta.Digest, CapturedAt: Now, Freshness: map[string]time.Time{}, Objects: snapshot}
+	captured := events.SnapshotCaptured{Epoch: 1, Digest: delta.Digest, CapturedAt: c.now(), Freshness: map[string]time.Time{}, Objects: snapshot}
 	for _, k := range []string{events.KindNode, events.KindPod, events.KindPDB, events.KindDaemonSet, events.KindRecord, events.KindNamespace} {
-		captured.Freshness[k] = Now
+		captured.Freshness[k] = c.now()
 	}
 	sent, err := json.Marshal(captured)
 	if err != nil {

@@ -81,22 +81,9 @@ func TestTheSchedulerDoesWhatTheSimulationSays(t *testing.T) {
 	decided := map[string]int{}
 	each(t, first, n, func(s *Scheduler, c *Case) error {
 		// Before the nodes come: Compare changes the case.
-		var by []string
-		as, err := Answer(c)
+		by, err := DecidedBy(c)
 		if err != nil {
 			return err
-		}
-		for _, k := range Constraints {
-			if !c.Has[k.Name] {
-				continue
-			}
-			without, err := Answer(k.Stripped(c))
-			if err != nil {
-				return err
-			}
-			if without != as {
-				by = append(by, k.Name)
-			}
 		}
 		o, err := Compare(s, c, func(c *Case) *Case { return c })
 		if err != nil {
@@ -104,7 +91,7 @@ func TestTheSchedulerDoesWhatTheSimulationSays(t *testing.T) {
 		}
 		mu.Lock()
 		defer mu.Unlock()
-		sum.add(o)
+		sum.Add(o)
 		for _, k := range by {
 			decided[k]++
 		}
@@ -180,7 +167,7 @@ func TestASimulationThatIgnoresAConstraintIsCaught(t *testing.T) {
 				return err
 			}
 			mu.Lock()
-			sums[k.Name].add(o)
+			sums[k.Name].Add(o)
 			mu.Unlock()
 		}
 		return nil

@@ -31,13 +31,18 @@ const (
 // case has it at all, so that no case is a heap of everything.
 type generator struct {
 	*rand.Rand
-	c   *Case
-	has map[string]bool
+	c      *Case
+	has    map[string]bool
+	prefix string // of all names but those of pools and namespaces
 }
 
 // Generate makes the case of a seed.
-func Generate(seed uint64) *Case {
-	g := &generator{Rand: rand.New(rand.NewPCG(seed, 2026)), c: &Case{Seed: seed}, has: map[string]bool{}}
+func Generate(seed uint64) *Case { return GenerateNamed(seed, "") }
+
+// GenerateNamed makes the case of a seed with a prefix to the names of what is in
+// it, so that nothing of a case is taken for something of another.
+func GenerateNamed(seed uint64, prefix string) *Case {
+	g := &generator{Rand: rand.New(rand.NewPCG(seed, 2026)), c: &Case{Seed: seed}, has: map[string]bool{}, prefix: prefix}
 	for _, c := range Constraints {
 		g.has[c.Name] = g.chance(c.share)
 	}
@@ -105,7 +110,7 @@ func (g *generator) taint() corev1.Taint {
 // nodes are some of the pools and some that people have made.
 func (g *generator) nodes() {
 	for i := range g.between(1, 5) {
-		name := fmt.Sprintf("node-%d", i)
+		name := fmt.Sprintf("%snode-%d", g.prefix, i)
 		if g.chance(0.5) {
 			p := pick(g, g.c.Pools...)
 			claim := "claim-" + name
@@ -145,7 +150,7 @@ func (g *generator) daemonSets() {
 		return
 	}
 	for i := range g.between(1, 2) {
-		d := &appsv1.DaemonSet{ObjectMeta: metav1.ObjectMeta{Namespace: "ops", Name: fmt.Sprintf("agent-%d", i), UID: types.UID(fmt.Sprintf("agent-%d", i))}}
+		d := &appsv1.DaemonSet{ObjectMeta: metav1.ObjectMeta{Namespace: "ops", Name: fmt.Sprintf("%sagent-%d", g.prefix, i), UID: types.UID(fmt.Sprintf("agent-%d", i))}}
 		d.Spec.Template.Labels = map[string]string{"app": d.Name}
 		spec := g.spec(int64(g.between(2, 8))*100, int64(g.between(1, 8))*128*mi)
 		if g.chance(0.3) {
@@ -200,7 +205,7 @@ func (g *generator) bound() {
 			p.Spec.NodeName, p.Status.Phase = n.Name, corev1.PodRunning
 			p.Spec.SchedulingGates = nil
 			if g.some("expendable pods", 0.5) {
-				low := int32(expendable)
+				low := int32(Expendable)
 				p.Spec.Priority = &low
 			}
 			if g.chance(0.05) {
@@ -230,7 +235,7 @@ func (g *generator) waiting() {
 		if g.some("nominated nodes", 0.5) {
 			p := g.pod(fmt.Sprintf("nominated-%d", i), corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Labels: map[string]string{"app": pick(g, apps...)}},
 				Spec: g.spec(int64(g.between(5, 20))*100, int64(g.between(4, 16))*128*mi)})
-			first := int32(nominatedFirst)
+			first := int32(NominatedFirst)
 			p.Spec.Priority, p.Status.NominatedNodeName = &first, g.c.Nodes[i].Name
 			g.c.Pods = append(g.c.Pods, p)
 		}
@@ -239,6 +244,7 @@ func (g *generator) waiting() {
 
 func (g *generator) pod(name string, template corev1.Pod) *corev1.Pod {
 	p := template.DeepCopy()
+	name = g.prefix + name
 	p.Name, p.UID, p.ResourceVersion = name, types.UID(name), "1"
 	p.CreationTimestamp = metav1.NewTime(Now.Add(-1e9))
 	p.Status.Phase = corev1.PodPending
@@ -322,7 +328,7 @@ func (g *generator) group(cpu, memory int64, runs bool) corev1.Pod {
 		if g.chance(0.5) {
 			s.PreemptionPolicy = new(corev1.PreemptNever)
 		} else {
-			s.Priority = new(int32(expendable))
+			s.Priority = new(int32(Expendable))
 		}
 	}
 	return p

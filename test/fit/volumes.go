@@ -56,7 +56,7 @@ func (g *generator) bind(claim *corev1.PersistentVolumeClaim, kind string) {
 
 // storageClass returns the name of one whose volumes are made where the pod goes.
 func (g *generator) storageClass() string {
-	name := fmt.Sprintf("csi-%d", len(g.c.StorageClasses))
+	name := fmt.Sprintf("%scsi-%d", g.prefix, len(g.c.StorageClasses))
 	c := &storagev1.StorageClass{ObjectMeta: metav1.ObjectMeta{Name: name, UID: types.UID(name), ResourceVersion: "1"}, Provisioner: "csi.example.com",
 		VolumeBindingMode: new(storagev1.VolumeBindingWaitForFirstConsumer)}
 	if g.chance(0.85) {
