@@ -509,6 +509,21 @@ func TestAScheduleThatBeginsIsNoticedWithoutASnapshot(t *testing.T) {
 		Message: "min is 2 until 20:10 UTC (schedule office-hours)"})
 }
 
+func TestANodeThatIsNotReadyForTooLongIsReplaced(t *testing.T) {
+	t.Parallel()
+	for _, after := range []time.Duration{0, 5 * time.Minute} {
+		b := newBundle(t)
+		b.configure(func(c *events.ConfigApplied) {
+			c.Policy.Pools[0].Min, c.Policy.Pools[0].ReplaceUnreadyAfter = 1, events.Duration(after)
+		})
+		b.node("a-1")
+		b.objects.Nodes[0].Ready = "Unknown"
+		b.objects.Records[0].Phase, b.objects.Records[0].Since = "unready", b.now.Add(-6*time.Minute)
+		b.publish(b.full())
+		require.Len(t, payloads[events.NodeClaimed](b), map[time.Duration]int{0: 0, 5 * time.Minute: 1}[after])
+	}
+}
+
 func TestARequestThatSaysForHowLongIsHeld(t *testing.T) {
 	t.Parallel()
 	b := newBundle(t)

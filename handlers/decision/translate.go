@@ -25,8 +25,9 @@ func (r *Record) Policy() scaling.Policy {
 		out.Pools = append(out.Pools, scaling.Pool{
 			Name: o.Name, Provider: o.Provider, Min: o.Min, Max: o.Max, Size: resources(o.Size),
 			Priority: o.Priority, PriceMicros: micros(o.Price), Labels: o.Labels, Taints: taints(o.Taints),
-			StartupTaints:   taints(o.StartupTaints),
-			ScaleUpCooldown: o.ScaleUpCooldown.Std(), ScaleDownAfterAdd: o.ScaleDownAfterAdd.Std(),
+			StartupTaints:       taints(o.StartupTaints),
+			ReplaceUnreadyAfter: o.ReplaceUnreadyAfter.Std(),
+			ScaleUpCooldown:     o.ScaleUpCooldown.Std(), ScaleDownAfterAdd: o.ScaleDownAfterAdd.Std(),
 			ScaleDownAfterFail: o.ScaleDownAfterFail.Std(), ScaleDownCooldown: o.ScaleDownCooldown.Std(),
 			Stabilization: o.Stabilization.Std(), UtilizationThreshold: o.UtilizationThreshold, Unneeded: o.Unneeded.Std(),
 			MinLifetime: o.MinLifetime.Std(), MaxRemovals: o.MaxRemovals, RemovalOrder: o.RemovalOrder, FlapCount: o.FlapCount, FlapWithin: o.FlapWithin.Std(), FlapFreeze: o.FlapFreeze.Std(), RegisterDeadline: o.RegisterDeadline.Std(),
@@ -130,7 +131,7 @@ func pod(p events.SnapshotPod) scaling.Pod {
 }
 
 func record(r events.NodeRecord) scaling.Record {
-	out := scaling.Record{Name: r.Name, Pool: r.Pool, ClaimID: r.ClaimID, Phase: r.Phase, ClaimedAt: r.ClaimedAt, ReadyAt: r.ReadyAt}
+	out := scaling.Record{Name: r.Name, Pool: r.Pool, ClaimID: r.ClaimID, Phase: r.Phase, Since: r.Since, ClaimedAt: r.ClaimedAt, ReadyAt: r.ReadyAt}
 	if r.Failure != nil {
 		out.Failure = r.Failure.Reason.Code + ": " + r.Failure.Reason.Message
 	}

@@ -121,7 +121,8 @@ type Drain struct {
 
 // ScaleUp is when nodes are added.
 type ScaleUp struct {
-	Cooldown events.Duration `yaml:"cooldown" default:"3m" doc:"Between two scale-ups by the same pool's alerts; pending pods do not wait."`
+	Cooldown            events.Duration `yaml:"cooldown" default:"3m" doc:"Between two scale-ups by the same pool's alerts; pending pods do not wait."`
+	ReplaceUnreadyAfter events.Duration `yaml:"replace_unready_after" doc:"The minimum no longer counts on a node that has not been Ready for so long: another comes, below max, and both stay if it comes back, until scale_down finds one unneeded. Absent: never. Nodes that are lost are always replaced."`
 }
 
 // ScaleDown is when nodes are removed.
@@ -187,7 +188,7 @@ type Decision struct {
 	ProtectedNodes     []string        `yaml:"protected_nodes" doc:"Names of nodes that are never drained or removed."`
 	StartupGrace       events.Duration `yaml:"startup_grace" default:"10m" doc:"Nothing is scaled down for so long after start."`
 	StaleAfter         events.Duration `yaml:"stale_after" default:"1m" doc:"A snapshot older than this no longer counts for scale-down."`
-	MaxUnreadyFraction float64         `yaml:"max_unready_fraction" default:"0.45" min:"0" max:"1" doc:"With more unready nodes than this share and more than max_unready_count, nothing is scaled."`
+	MaxUnreadyFraction float64         `yaml:"max_unready_fraction" default:"0.45" min:"0" max:"1" doc:"With more unready nodes than this share and more than max_unready_count, nothing is scaled, but for what a pool lacks of its minimum, max_unready_count nodes at a time."`
 	MaxUnreadyCount    int             `yaml:"max_unready_count" default:"3" min:"0" doc:"See max_unready_fraction."`
 	MaxRemovalsPerHour int             `yaml:"max_removals_per_hour" default:"0" min:"0" doc:"Nodes of the cluster that are removed within an hour at most, whoever asks for it without an override; 0: any number."`
 	ExpendableBelow    int             `yaml:"expendable_pods_priority_cutoff" default:"-10" min:"-2147483648" max:"1000000000" doc:"Pods of a lower priority ask for no node, keep none, and give way to any other."`

@@ -114,6 +114,8 @@ func TestPolicyHoldsWhatDecisionReads(t *testing.T) {
 	}, p.Pools[0].Schedules)
 	require.Equal(t, &events.Headroom{Pods: 2, Pod: events.Resources{CPUMilli: 500, MemoryBytes: 1 << 30}}, p.Pools[0].Headroom)
 	require.Nil(t, p.Pools[1].Headroom)
+	require.Equal(t, 5*time.Minute, p.Pools[0].ReplaceUnreadyAfter.Std())
+	require.Zero(t, p.Pools[1].ReplaceUnreadyAfter)
 	require.Empty(t, p.Pools[1].Schedules)
 	require.Equal(t, int32(-10), *p.ExpendableBelow)
 	require.Len(t, p.AlertRules, 1)

@@ -72,6 +72,7 @@ func (p Pool) policy() events.PoolPolicy {
 		Headroom:             p.Headroom.policy(),
 		Labels:               p.Labels,
 		ScaleUpCooldown:      p.ScaleUp.Cooldown,
+		ReplaceUnreadyAfter:  p.ScaleUp.ReplaceUnreadyAfter,
 		ScaleDownAfterAdd:    p.ScaleDown.DelayAfterAdd,
 		ScaleDownAfterFail:   p.ScaleDown.DelayAfterFailure,
 		ScaleDownCooldown:    p.ScaleDown.Cooldown,

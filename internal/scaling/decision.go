@@ -59,6 +59,7 @@ const (
 	CodeUnschedulablePods  = "UnschedulablePods"  // pods need nodes
 	CodeAlert              = "AlertFiring"        // an alert asks
 	CodeBelowMin           = "BelowMin"           // the pool is below its minimum
+	CodeEmergency          = "Emergency"          // it is because nodes are lost or not Ready for too long
 	CodeRequest            = "Requested"          // a person or tool asked
 	CodeUnneeded           = "NodeUnneeded"       // utilisation is low and the pods fit elsewhere
 	CodeHeadroom           = "Headroom"           // less is free than the pool keeps for pods to come
@@ -99,6 +100,7 @@ const (
 	RuleSchedule      = "schedule"
 	RuleHeadroom      = "headroom"
 	RuleHold          = "hold"
+	RuleEmergency     = "emergency"
 )
 
 // Verdicts of a rule besides Up and Down.

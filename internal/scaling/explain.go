@@ -62,7 +62,7 @@ func (e *evaluation) next(decisions []Decision) time.Time {
 		}
 	}
 	for _, p := range e.pools {
-		for _, at := range p.turns(e.now) {
+		for _, at := range append(p.turns(e.now), e.givesUp(p)...) {
 			ends(at)
 		}
 		// What this evaluation did begins intervals that it met no more as guards.

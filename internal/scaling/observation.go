@@ -173,6 +173,7 @@ type Record struct {
 	Pool      string
 	ClaimID   string
 	Phase     string
+	Since     time.Time // in this phase
 	ClaimedAt time.Time
 	ReadyAt   time.Time // first time Ready
 	Failure   string    // why it failed, in one sentence

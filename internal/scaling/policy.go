@@ -39,7 +39,8 @@ type Policy struct {
 	StaleAfter time.Duration
 	// MaxUnreadyFraction (0..1) and MaxUnreadyCount: with more unready nodes
 	// than both, nothing is scaled; the fault is elsewhere (as the cluster
-	// autoscaler does, whose defaults are 45 % and 3).
+	// autoscaler does, whose defaults are 45 % and 3). What a pool lacks of its
+	// minimum comes all the same, MaxUnreadyCount nodes at a time: see emergency.
 	MaxUnreadyFraction float64
 	MaxUnreadyCount    int
 	// MaxRemovalsPerHour is how many nodes of the whole cluster are removed within
@@ -90,6 +91,7 @@ type Pool struct {
 	StartupTaints []corev1.Taint
 
 	ScaleUpCooldown      time.Duration // between two scale-ups by alert
+	ReplaceUnreadyAfter  time.Duration // then the minimum no longer counts on a node that is not Ready; 0: never
 	ScaleDownAfterAdd    time.Duration // no removal this long after an addition
 	ScaleDownAfterFail   time.Duration // no removal this long after a failed one
 	ScaleDownCooldown    time.Duration // between two removals

@@ -27,6 +27,7 @@ func draw(t *rapid.T, tb testing.TB) *setup {
 		}
 		cores := int64(rapid.IntRange(1, 3).Draw(t, "cores"))
 		p.Size.CPUMilli, p.Size.MemoryBytes = cores*p.Size.CPUMilli, cores*p.Size.MemoryBytes
+		p.ReplaceUnreadyAfter = time.Duration(rapid.IntRange(0, 2).Draw(t, "replaced after")) * time.Minute
 		p.Priority = rapid.IntRange(-1, 1).Draw(t, "priority")
 		p.PriceMicros = rapid.Int64Range(0, 3).Draw(t, "price") * 10_000
 		if rapid.Bool().Draw(t, "tainted") {
@@ -130,6 +131,11 @@ func happen(t *rapid.T, s *setup) {
 		if node != "" {
 			n := s.nodeOf(node)
 			n.Ready = !n.Ready
+			for i := range s.obs.Records {
+				if r := &s.obs.Records[i]; r.Name == node && (r.Phase == PhaseReady || r.Phase == PhaseUnready) {
+					r.Phase, r.Since = map[bool]string{true: PhaseReady, false: PhaseUnready}[n.Ready], s.now
+				}
+			}
 		}
 	case 11:
 		if len(s.obs.Pods) > 0 {

@@ -135,7 +135,12 @@ func boundCode(asked, bound int) string {
 
 // minimum brings a pool to its minimum, load or not.
 func (e *evaluation) minimum(p *poolRun) {
+	missing := e.missing(p)
 	want := p.Min - p.size
+	if want+missing > 0 && (e.unready != nil || missing > 0) {
+		e.emergency(p, missing)
+		return
+	}
 	rule := Rule{Rule: "minimum", Kind: RuleMinimum, Value: fmt.Sprint(p.size), Threshold: fmt.Sprint(p.Min), Verdict: None}
 	if p.minBy != nil {
 		rule.Message = fmt.Sprintf("min is %d%s", p.Min, p.minUntil)
