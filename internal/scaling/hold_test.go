@@ -133,6 +133,22 @@ func TestARequestAndItsEffectExpireApart(t *testing.T) {
 	require.Equal(t, "long", s.state.Holds[0].ID)
 }
 
+func TestWhatHasNotComeToPassIsNotKept(t *testing.T) {
+	t.Parallel()
+	s := eager(t, "a-1")
+	s.apply(Paused{Pool: "a", Actor: "bob", Reason: "work", Until: t0.Add(30 * time.Minute)})
+	s.request(Request{Action: ActionTo, Pool: "a", Count: 4, ExpiresAt: t0.Add(10 * time.Minute), HoldUntil: t0.Add(4 * time.Hour)})
+	require.Equal(t, 1, s.live(2*time.Hour))
+	require.Empty(t, s.state.Holds)
+
+	// One that keeps fewer than there are is kept at once, and serves as the limit.
+	s = eager(t, "a-1", "a-2", "a-3")
+	s.pool("a").UtilizationThreshold = 0
+	s.request(Request{Action: ActionTo, Pool: "a", Count: 2, HoldUntil: t0.Add(time.Hour)})
+	require.Equal(t, 2, s.live(30*time.Minute))
+	require.Equal(t, 2, Floor(s.state.Holds))
+}
+
 func TestAStateWithoutHoldsIsEncodedAsBefore(t *testing.T) {
 	t.Parallel()
 	s := eager(t, "a-1")

@@ -79,8 +79,10 @@ func (e *evaluation) upRequest(r Request) {
 		if target != r.Count {
 			p.overruled = append(p.overruled, Reason{CodeRequest, fmt.Sprintf("%s is bounded by min %d%s and max %d%s: %d", r.describe(), p.Min, p.minUntil, p.Max, p.maxUntil, target)})
 		}
-		e.hold(p, r, target)
-		if want = target - p.size; want < 0 {
+		if want = target - p.size; want <= 0 {
+			e.hold(p, r, target)
+		}
+		if want < 0 {
 			return // scaleDown sees to it
 		}
 		if want == 0 {
@@ -101,7 +103,7 @@ func (e *evaluation) upRequest(r Request) {
 	}
 	got := e.grow(p, want, CauseRequest, r.because())
 	p.trigger(r.At)
-	if r.Action == ActionUp && got > 0 {
+	if r.Action == ActionUp && got > 0 { // what has not come to pass is not kept
 		e.hold(p, r, got)
 	}
 	if got < want {
@@ -122,6 +124,9 @@ func (e *evaluation) upRequest(r Request) {
 			return
 		}
 		p.overruled = append(p.overruled, capped)
+	}
+	if r.Action == ActionTo {
+		e.hold(p, r, p.size)
 	}
 	e.answer(r, r.because())
 }
