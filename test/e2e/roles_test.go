@@ -84,19 +84,33 @@ func (f *fleet) start(environ map[string][]string) {
 	}
 	f.gateway.startEnv(nil, "--roles", app.RoleGateway)
 	f.gateway.ready()
-	for _, role := range []string{app.RoleProvisioning, app.RoleDraining} {
-		want := len(f.members[role])
-		for partition := range bus.Partitions {
-			eventually(f.t, 60*time.Second, fmt.Sprintf("%d processes ask for the events of %s", want, role), func() error {
+	for role, ms := range f.members {
+		for _, consumer := range consumersOf(role) {
+			eventually(f.t, 60*time.Second, fmt.Sprintf("%d processes ask for the events of %s", len(ms), role), func() error {
 				f.alive()
-				info, err := f.nats.consumer(bus.StreamName, fmt.Sprintf("%s-%d", role, partition))
-				if err == nil && info.NumWaiting < want {
-					err = fmt.Errorf("%d do for partition %d", info.NumWaiting, partition)
+				info, err := f.nats.consumer(bus.StreamName, consumer)
+				if err == nil && info.NumWaiting < len(ms) {
+					err = fmt.Errorf("%d do of %s", info.NumWaiting, consumer)
 				}
 				return err
 			})
 		}
 	}
+}
+
+// consumersOf are the consumers that a process of a role pulls from.
+func consumersOf(role string) []string {
+	switch role {
+	case app.RoleCollector:
+		return nil
+	case app.RoleAuditing, app.RoleAnnouncing:
+		return []string{role}
+	}
+	var out []string
+	for partition := range bus.Partitions {
+		out = append(out, fmt.Sprintf("%s-%d", role, partition))
+	}
+	return out
 }
 
 // alive fails if a process ended that was not killed by a test's hook.
