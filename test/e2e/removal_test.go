@@ -217,6 +217,7 @@ func TestABudgetThatForbidsEvictionStopsTheDrain(t *testing.T) {
 	budget(t, ns, "web", 3)
 	p.mustCLI("scale", "up", "--pool", "burst", "--count", "1", "--reason", "room for what is evicted")
 	eventually(t, 90*time.Second, "a second node", readyNodes(t, p, 2))
+	knows(t, p, 2)
 	var busy string
 	for n := range running(t, ns, "web") {
 		busy = n

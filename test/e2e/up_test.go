@@ -4,6 +4,7 @@ package e2e
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -16,6 +17,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/k3s-autoscaler/k3s-autoscaler/events"
+	"github.com/k3s-autoscaler/k3s-autoscaler/internal/api"
 	"github.com/k3s-autoscaler/k3s-autoscaler/test/env"
 )
 
@@ -172,6 +174,7 @@ func TestPeopleScaleDrainAndRemoveByHand(t *testing.T) {
 	out := p.mustCLI("scale", "up", "--pool", "burst", "--count", "2", "--reason", "load test on Friday")
 	t.Logf("scale up prints:\n%s", out)
 	eventually(t, 90*time.Second, "two nodes more", readyNodes(t, p, 3))
+	knows(t, p, 3)
 	requests := payloads[events.ScaleRequested](t, p)
 	require.Len(t, requests, 1)
 	require.Equal(t, "load test on Friday", requests[0].Reason)
@@ -247,6 +250,24 @@ func TestPeopleScaleDrainAndRemoveByHand(t *testing.T) {
 	})
 	require.Len(t, p.history(events.TypeNodeRemoved), 2)
 	waitRunning(t, ns, "web", 3, 60*time.Second)
+}
+
+// knows waits until the product has seen, in a snapshot, that so many nodes of its
+// pool are Ready: that they are says nothing yet about what a request will meet.
+func knows(t *testing.T, p *product, want int) {
+	t.Helper()
+	eventually(t, 30*time.Second, fmt.Sprintf("the product knows of %d Ready nodes", want), func() error {
+		var status struct {
+			Pools []api.Pool `json:"pools"`
+		}
+		if err := json.Unmarshal([]byte(p.mustCLI("status", "-o", "json")), &status); err != nil {
+			return err
+		}
+		if len(status.Pools) != 1 || status.Pools[0].Ready != want {
+			return fmt.Errorf("status says %+v", status.Pools)
+		}
+		return nil
+	})
 }
 
 func readyNodes(t *testing.T, p *product, want int) func() error {
