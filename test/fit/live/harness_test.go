@@ -82,9 +82,10 @@ func firstSeed(t *testing.T) int {
 func newCluster(t *testing.T) *cluster {
 	t.Helper()
 	ctx := context.Background()
-	if environment.SchedulerURL == "" {
+	if environment.RealK3s {
 		t.Skip("a real k3s has its scheduler inside, and shows nobody its queue")
 	}
+	require.NotEmpty(t, environment.SchedulerURL, "the environment was started by an older version: make down, and try again")
 	require.NoError(t, environment.Reset(ctx))
 	rc, err := clientcmd.BuildConfigFromFlags("", environment.AdminKubeconfig)
 	require.NoError(t, err)
