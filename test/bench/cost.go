@@ -30,22 +30,39 @@ func (a applier) Handle(ctx context.Context, d bus.Delivery) error {
 	return err
 }
 
-func (w *world) nodes(ctx context.Context, odd bool) (sample, error) {
+// nodes compares 10,000 nodes with 10. No more events than waiting wait to be
+// handled at a time; with as many as a run has, all are there before the first
+// is handled, as after an outage.
+func (w *world) nodes(ctx context.Context, odd bool, waiting int) (sample, error) {
 	with := func(nodes int) (float64, error) {
 		s, err := w.site(ctx)
 		if err != nil {
 			return 0, err
 		}
 		defer s.close()
-		if err := s.fill(ctx, 0, applied, nodes); err != nil {
-			return 0, err
-		}
 		st, err := bus.OpenState(ctx, s.b, bus.StateOptions[state]{Handler: events.HandlerProvisioning})
 		if err != nil {
 			return 0, err
 		}
 		a := applier{newCounter(0), st}
+		// What is published at once is the half: the next comes before the last is done.
+		sent, step := 0, waiting/2
+		if waiting >= applied {
+			step = applied
+			if err := s.fill(ctx, 0, applied, nodes); err != nil {
+				return 0, err
+			}
+			sent = applied
+		}
 		stop := s.run(ctx, a)
+		for ; sent < applied; sent += step {
+			if _, err := a.until(ctx, int64(sent-step)); err != nil {
+				return 0, firstError(err, stop())
+			}
+			if err := s.fill(ctx, sent, min(sent+step, applied), nodes); err != nil {
+				return 0, firstError(err, stop())
+			}
+		}
 		perSecond, err := a.until(ctx, applied)
 		return 1e6 / perSecond, firstError(err, stop())
 	}

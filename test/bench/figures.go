@@ -13,6 +13,7 @@ const (
 	replayed  = 100_000   // events of one replay run
 	stored    = 1_000_000 // events of the large stream
 	applied   = 20_000    // events of one run that changes records
+	waiting   = 1000      // of these, at a time
 	rate      = 200       // events a second of a latency run
 	lasting   = 5 * time.Second
 )
@@ -52,9 +53,14 @@ func (w *world) figures() []figure {
 			measure: func(ctx context.Context, odd bool) (sample, error) { return w.scaleOut(ctx, odd) },
 		},
 		{
-			name: "cost of an event with 10,000 nodes / with 10", how: "time to handle, with a record changed and an event published; " + mode,
+			name: "cost of an event with 10,000 nodes / with 10", how: fmt.Sprintf("time to publish and handle, with a record changed and an event published, at most %d waiting; %s", waiting, mode),
 			unit: "×", target: 1.5, atMost: true,
-			measure: func(ctx context.Context, odd bool) (sample, error) { return w.nodes(ctx, odd) },
+			measure: func(ctx context.Context, odd bool) (sample, error) { return w.nodes(ctx, odd, waiting) },
+		},
+		{
+			name: "the same while a backlog is worked off", how: fmt.Sprintf("%d events waiting at first; docs/design/0006; %s", applied, mode),
+			unit: "×", atMost: true,
+			measure: func(ctx context.Context, odd bool) (sample, error) { return w.nodes(ctx, odd, applied) },
 		},
 		{
 			name: "cost of an event in a stream of 1,000,000 / in an empty one", how: "time to publish and handle; " + mode,
