@@ -8,6 +8,7 @@ import (
 
 	"github.com/k3s-autoscaler/k3s-autoscaler/bus"
 	"github.com/k3s-autoscaler/k3s-autoscaler/events"
+	"github.com/k3s-autoscaler/k3s-autoscaler/internal/scaling"
 )
 
 // Rerun decides again on one cluster what was decided, from a checkpoint on. It
@@ -16,6 +17,7 @@ type Rerun struct {
 	h   *Handler
 	v   *view
 	run *bus.Rerun[Record]
+	res scaling.Result
 }
 
 // NewRerun begins after the full snapshot that the checkpoint d follows. history
@@ -51,6 +53,9 @@ func Reads(d bus.Delivery) bool {
 	return ok && def.ReadBy(events.HandlerDecision)
 }
 
+// Result is what the last evaluation came to; some of it is in no event.
+func (r *Rerun) Result() scaling.Result { return r.res }
+
 // Handle returns what follows from a delivery that the live handler received. What
 // that set aside at once leads to nothing.
 func (r *Rerun) Handle(ctx context.Context, d bus.Delivery) ([]events.Event, error) {
@@ -59,7 +64,10 @@ func (r *Rerun) Handle(ctx context.Context, d bus.Delivery) ([]events.Event, err
 		return nil, nil
 	}
 	out, err := r.run.Apply(d, func(t *bus.Turn[Record]) error {
-		_, err := r.h.turn(ctx, d, in, r.v, t)
+		o, err := r.h.turn(ctx, d, in, r.v, t)
+		if err == nil {
+			r.res = o.result
+		}
 		return err
 	})
 	if bus.IsTerminal(err) {

@@ -80,33 +80,34 @@ func (r *Record) pool(name string) (events.PoolPolicy, bool) {
 
 // Observe is a fold in the core's words, in the order of the keys.
 func Observe(cluster string, f *events.Fold) scaling.Observation {
-	o := scaling.Observation{Cluster: cluster, Known: true, CapturedAt: f.CapturedAt, Freshness: maps.Clone(f.Freshness)}
-	for _, n := range sorted(f.Nodes()) {
-		o.Nodes = append(o.Nodes, scaling.Node{
-			Name: n.Name, CreatedAt: n.CreatedAt, Labels: n.Labels, Annotations: n.Annotations, Taints: taints(n.Taints),
-			Unschedulable: n.Unschedulable, Ready: n.Ready == string(corev1.ConditionTrue), ReadySince: n.ReadySince,
-			Deleting: n.Deleting, Allocatable: resources(n.Allocatable),
-		})
-	}
-	for _, c := range sorted(f.Classes()) {
-		o.Classes = append(o.Classes, class(c))
-	}
-	for _, p := range sorted(f.Pods()) {
-		o.Pods = append(o.Pods, pod(p))
-	}
-	for _, b := range sorted(f.PDBs()) {
-		o.Budgets = append(o.Budgets, scaling.Budget{Namespace: b.Namespace, Name: b.Name, Selector: selector(b.Selector), DisruptionsAllowed: b.DisruptionsAllowed})
-	}
-	for _, d := range sorted(f.DaemonSets()) {
-		o.DaemonSets = append(o.DaemonSets, scaling.DaemonSet{Namespace: d.Namespace, Name: d.Name, Class: class(d.Class)})
-	}
-	for _, r := range sorted(f.Records()) {
-		o.Records = append(o.Records, record(r))
-	}
-	for _, n := range sorted(f.Namespaces()) {
-		o.Namespaces = append(o.Namespaces, scaling.Namespace{Name: n.Name, Labels: n.Labels})
-	}
+	o := objects(events.SnapshotObjects{Nodes: sorted(f.Nodes()), Classes: sorted(f.Classes()), Pods: sorted(f.Pods()), PDBs: sorted(f.PDBs()),
+		DaemonSets: sorted(f.DaemonSets()), Records: sorted(f.Records()), Namespaces: sorted(f.Namespaces())})
+	known(&o, cluster, f)
 	return o
+}
+
+// known notes how things stand in the fold.
+func known(o *scaling.Observation, cluster string, f *events.Fold) {
+	o.Cluster, o.Known, o.CapturedAt, o.Freshness = cluster, true, f.CapturedAt, maps.Clone(f.Freshness)
+}
+
+// objects are the objects of a snapshot, or the changed ones of a delta, in the core's words.
+func objects(s events.SnapshotObjects) scaling.Observation {
+	return scaling.Observation{
+		Nodes: each(s.Nodes, node), Classes: each(s.Classes, class), Pods: each(s.Pods, pod), Budgets: each(s.PDBs, budget),
+		DaemonSets: each(s.DaemonSets, daemonSet), Records: each(s.Records, record), Namespaces: each(s.Namespaces, namespace),
+	}
+}
+
+func each[A, B any](in []A, fn func(*A) B) []B {
+	if len(in) == 0 {
+		return nil
+	}
+	out := make([]B, len(in))
+	for i := range in {
+		out[i] = fn(&in[i])
+	}
+	return out
 }
 
 func sorted[V any](m map[string]V) []V {
@@ -117,7 +118,25 @@ func sorted[V any](m map[string]V) []V {
 	return out
 }
 
-func pod(p events.SnapshotPod) scaling.Pod {
+func node(n *events.SnapshotNode) scaling.Node {
+	return scaling.Node{Name: n.Name, CreatedAt: n.CreatedAt, Labels: n.Labels, Annotations: n.Annotations, Taints: taints(n.Taints),
+		Unschedulable: n.Unschedulable, Ready: n.Ready == string(corev1.ConditionTrue), ReadySince: n.ReadySince,
+		Deleting: n.Deleting, Allocatable: resources(n.Allocatable)}
+}
+
+func budget(b *events.SnapshotPDB) scaling.Budget {
+	return scaling.Budget{Namespace: b.Namespace, Name: b.Name, Selector: selector(b.Selector), DisruptionsAllowed: b.DisruptionsAllowed}
+}
+
+func daemonSet(d *events.SnapshotDaemonSet) scaling.DaemonSet {
+	return scaling.DaemonSet{Namespace: d.Namespace, Name: d.Name, Class: class(&d.Class)}
+}
+
+func namespace(n *events.SnapshotNamespace) scaling.Namespace {
+	return scaling.Namespace{Name: n.Name, Labels: n.Labels}
+}
+
+func pod(p *events.SnapshotPod) scaling.Pod {
 	out := scaling.Pod{Namespace: p.Namespace, Name: p.Name, Class: p.Class, Node: p.Node, NominatedNode: p.NominatedNode, Phase: p.Phase,
 		CreatedAt: p.CreatedAt, Deleting: p.Deleting, Mirror: p.Mirror, Gated: p.Gated, Annotations: p.Annotations,
 		UnschedulableSince: p.UnschedulableSince, VolumeProblem: p.VolumeProblem}
@@ -130,7 +149,7 @@ func pod(p events.SnapshotPod) scaling.Pod {
 	return out
 }
 
-func record(r events.NodeRecord) scaling.Record {
+func record(r *events.NodeRecord) scaling.Record {
 	out := scaling.Record{Name: r.Name, Pool: r.Pool, ClaimID: r.ClaimID, Phase: r.Phase, Since: r.Since, ClaimedAt: r.ClaimedAt, ReadyAt: r.ReadyAt}
 	if r.Failure != nil {
 		out.Failure = r.Failure.Reason.Code + ": " + r.Failure.Reason.Message
@@ -141,7 +160,7 @@ func record(r events.NodeRecord) scaling.Record {
 	return out
 }
 
-func class(c events.PodClass) scaling.PodClass {
+func class(c *events.PodClass) scaling.PodClass {
 	out := scaling.PodClass{ID: c.ID, Namespace: c.Namespace, Labels: c.Labels, Requests: resources(c.Requests), NodeSelector: c.NodeSelector,
 		Priority: c.Priority, SchedulerName: c.SchedulerName, Unsimulated: c.Unsimulated, NeverPreempts: c.NeverPreempts,
 		NodeAffinity: nodeSelectorTerms(c.NodeAffinity), PodAffinity: podTerms(c.PodAffinity), PodAntiAffinity: podTerms(c.PodAntiAffinity)}

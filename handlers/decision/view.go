@@ -24,8 +24,9 @@ type view struct {
 	// repeated after a conflict recognises its own work.
 	before uint64
 
-	observed    scaling.Observation // of the fold, made when it is needed
-	observedFor uint64
+	// index is the fold in the core's words, which follows it; nil: made when it is
+	// needed.
+	index *scaling.Index
 }
 
 func (h *Handler) view(cluster string) *view {
@@ -52,10 +53,13 @@ func (h *Handler) observe(ctx context.Context, d bus.Delivery, in any, v *view, 
 		switch {
 		case isFull:
 			err = v.fold.Capture(captured)
+			v.index = nil
 		case isDelta && changed.Epoch < v.fold.Epoch:
 			return false, nil // of a collector that no longer leads
 		case isDelta:
-			err = v.fold.Change(changed)
+			if err = v.fold.Change(changed); err == nil {
+				v.follow(d.Key.Cluster, changed)
+			}
 		default:
 			return false, nil
 		}
@@ -106,7 +110,7 @@ func (h *Handler) catchUp(ctx context.Context, d bus.Delivery, v *view, rec *Rec
 	v.last, v.before = rec.Last, 0
 	if v.fold.Digest() != rec.Digest {
 		rec.Stale = fmt.Sprintf("the snapshots since sequence %d can't be folded again: they give digest %s, expected %s", from, v.fold.Digest(), rec.Digest)
-		v.fold = events.NewFold()
+		v.fold, v.index = events.NewFold(), nil
 	}
 	return nil
 }
@@ -114,7 +118,7 @@ func (h *Handler) catchUp(ctx context.Context, d bus.Delivery, v *view, rec *Rec
 // reset forgets everything; the caller holds mu.
 func (v *view) reset(incarnation string) {
 	v.fold, v.incarnation, v.last, v.before = events.NewFold(), incarnation, 0, 0
-	v.observed, v.observedFor = scaling.Observation{}, 0
+	v.index = nil
 }
 
 func foldInto(f *events.Fold, e events.Event) error {
@@ -134,14 +138,35 @@ func foldInto(f *events.Fold, e events.Event) error {
 	}
 }
 
-// observation is the view as the core sees it. The objects are shared between
-// evaluations of the same snapshot; the core does not change them.
+// follow has the index follow a delta that the fold has taken.
+func (v *view) follow(cluster string, d events.SnapshotChanged) {
+	if v.index == nil {
+		return
+	}
+	o := objects(d.Changed)
+	known(&o, cluster, v.fold)
+	v.index.Apply(o, gone(d.Deleted))
+}
+
+// gone are the keys of what is gone, by the core's kinds.
+func gone(deleted map[string][]string) map[string][]string {
+	out := map[string][]string{}
+	for theirs, ours := range map[string]string{events.KindNode: scaling.KindNode, events.KindPodClass: scaling.KindClass, events.KindPod: scaling.KindPod,
+		events.KindPDB: scaling.KindBudget, events.KindDaemonSet: scaling.KindDaemonSet, events.KindRecord: scaling.KindRecord, events.KindNamespace: scaling.KindNamespace} {
+		if keys := deleted[theirs]; len(keys) > 0 {
+			out[ours] = keys
+		}
+	}
+	return out
+}
+
+// observation is the view as the core sees it.
 func (v *view) observation(cluster string, rec Record) scaling.Observation {
 	if rec.Stale != "" || !v.fold.Known() {
 		return scaling.Observation{Cluster: cluster, Problem: rec.Stale}
 	}
-	if v.observedFor != v.last || !v.observed.Known {
-		v.observed, v.observedFor = Observe(cluster, v.fold), v.last
+	if v.index == nil {
+		v.index = scaling.NewIndex(Observe(cluster, v.fold))
 	}
-	return v.observed
+	return v.index.Observation()
 }

@@ -15,6 +15,9 @@ func (w *world) occupy(c *PodClass, n *simNode) { w.hold(c, n, 1, false) }
 func (w *world) vacate(c *PodClass, n *simNode) { w.hold(c, n, -1, false) }
 
 func (w *world) hold(c *PodClass, n *simNode, by int, deleting bool) {
+	if n.shared && len(c.Requests.Extended) > 0 {
+		n.free, n.expendable, n.shared = n.free.clone(), n.expendable.clone(), false
+	}
 	if w.expendable(c) {
 		n.expendable.apply(c.Requests, int64(by))
 		if by > 0 {

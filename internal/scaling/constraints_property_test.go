@@ -72,8 +72,8 @@ func TestWhatIsPlacedKeepsEveryConstraintAndTheSameInputGivesTheSameBytes(t *tes
 func checkPlaced(t *rapid.T, e *evaluation) {
 	w := e.world
 	fresh := newWorld(e.obs, State{}, e.policy)
-	for _, name := range w.names {
-		n := w.nodes[name]
+	for _, n := range w.order {
+		name := n.name
 		copied := *n
 		copied.attached = false
 		fresh.attach(&copied)
@@ -118,8 +118,7 @@ func checkPlaced(t *rapid.T, e *evaluation) {
 // matching counts the other pods in the node's domain that the term selects.
 func matching(e *evaluation, n *simNode, term PodTerm, not *Pod) int {
 	count := 0
-	for _, name := range e.world.names {
-		o := e.world.nodes[name]
+	for _, o := range e.world.order {
 		if v, ok := n.labels[term.TopologyKey]; !ok || o.labels[term.TopologyKey] != v {
 			continue
 		}

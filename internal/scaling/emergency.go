@@ -25,8 +25,8 @@ func (e *evaluation) givesUp(p *poolRun) []time.Time {
 		return nil
 	}
 	var out []time.Time
-	for _, name := range e.world.names {
-		if n := e.world.nodes[name]; n.pool == p.Name && n.owned && !n.leaves && n.record.Phase == PhaseUnready && !n.node.Ready {
+	for _, n := range e.world.order {
+		if n.pool == p.Name && n.owned && !n.leaves && n.record.Phase == PhaseUnready && !n.node.Ready {
 			out = append(out, n.record.Since.Add(p.ReplaceUnreadyAfter))
 		}
 	}

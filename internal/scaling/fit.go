@@ -159,12 +159,19 @@ func (b Budget) selects(c *PodClass) bool {
 
 // budgetsOf are the disruption budgets that cover pods of a class.
 func (w *world) budgetsOf(c *PodClass) []Budget {
+	if out, known := w.covering[c]; known {
+		return out
+	}
 	var out []Budget
 	for _, b := range w.budgets {
 		if b.selects(c) {
 			out = append(out, b)
 		}
 	}
+	if w.covering == nil {
+		w.covering = map[*PodClass][]Budget{}
+	}
+	w.covering[c] = out
 	return out
 }
 

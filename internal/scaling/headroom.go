@@ -144,8 +144,8 @@ func (h Headroom) nodes(s spare, empty *simNode) (int, bool) {
 // so that its absence adds nothing; a removal does not count on it.
 func (e *evaluation) spare(p *poolRun, h reserve, hopeful bool) spare {
 	var s spare
-	for _, name := range e.world.names {
-		if n := e.world.nodes[name]; p.hosts(n, hopeful) {
+	for _, n := range e.world.order {
+		if p.hosts(n, hopeful) {
 			h.count(&s, n)
 		}
 	}

@@ -81,6 +81,8 @@ type Observation struct {
 	DaemonSets []DaemonSet
 	Records    []Record
 	Namespaces []Namespace
+
+	index *Index // has the objects; nil: the slices have them
 }
 
 // Node is a node as the API server has it.
@@ -144,6 +146,8 @@ type Pod struct {
 	// VolumeProblem says which claim of the pod has to be bound or made before
 	// the scheduler takes the pod at all; empty: none.
 	VolumeProblem string
+
+	left bool // an index has no longer a place for it
 }
 
 // Ref is "namespace/name".
@@ -165,6 +169,8 @@ type DaemonSet struct {
 	Namespace string
 	Name      string
 	Class     PodClass
+
+	class *PodClass // the copy that evaluations use
 }
 
 // Record is what provisioning and draining know of a node.

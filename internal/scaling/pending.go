@@ -119,8 +119,8 @@ func (e *evaluation) serve(groups []*group) {
 		e.revokeFor(groups, n)
 	}
 	inFlight, undecided := 0, 0
-	for _, name := range e.world.names {
-		if n := e.world.nodes[name]; n.kind == kindInFlight || n.kind == kindRestoring || n.kind == kindStarting {
+	for _, n := range e.world.order {
+		if n.kind == kindInFlight || n.kind == kindRestoring || n.kind == kindStarting {
 			inFlight += len(n.coming)
 		}
 	}
@@ -182,8 +182,8 @@ func (e *evaluation) keepDisplaced() {
 			e.revoke(n, Reason{CodeNewDemand, fmt.Sprintf("pod %s would no longer fit elsewhere: %s", left.pod.Ref(), left.message)})
 		}
 	}
-	for _, name := range e.world.names { // and those that leave for good take their room
-		if n := e.world.nodes[name]; n.leaves && !slices.Contains(revocable, n) {
+	for _, n := range e.world.order { // and those that leave for good take their room
+		if n.leaves && !slices.Contains(revocable, n) {
 			e.rehome(n, e.world.targets(kindReady, kindRestoring))
 		}
 	}

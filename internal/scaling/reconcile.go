@@ -107,13 +107,12 @@ func (e *evaluation) reconcileDrain(d Drain) {
 
 // place gives the nodes of the world their kind and adds those to come.
 func (e *evaluation) place() {
-	for _, name := range slices.Clone(e.world.names) {
-		e.placeNode(e.world.nodes[name])
+	for i, n := range e.world.order {
+		e.world.order[i] = e.placeNode(n)
 	}
-	for _, name := range slices.Sorted(maps.Keys(e.world.records)) {
-		rec := e.world.records[name]
-		if _, real := e.world.nodes[name]; !real && rec.inFlight() {
-			n := e.pool(rec.Pool).instance(name, kindInFlight, e)
+	for _, rec := range e.world.recordList {
+		if _, real := e.world.nodes[rec.Name]; !real && rec.inFlight() {
+			n := e.pool(rec.Pool).instance(rec.Name, kindInFlight, e)
 			n.record = rec
 			e.world.add(n)
 		}
@@ -123,8 +122,8 @@ func (e *evaluation) place() {
 			e.world.add(e.pool(e.s.Claims[name].Pool).instance(name, kindInFlight, e))
 		}
 	}
-	for _, name := range e.world.names {
-		if n := e.world.nodes[name]; !n.leaves {
+	for _, n := range e.world.order {
+		if !n.leaves {
 			e.world.attach(n)
 		}
 	}
@@ -147,7 +146,8 @@ func (r *Record) gone() bool {
 	return r.Phase == PhaseFailed || r.Phase == PhaseLost || r.Phase == PhaseRemoved
 }
 
-func (e *evaluation) placeNode(n *simNode) {
+// placeNode gives a node its kind, and returns what stands for it from now on.
+func (e *evaluation) placeNode(n *simNode) *simNode {
 	_, claimed := e.s.Claims[n.name]
 	d, drained := e.s.Drains[n.name]
 	var dr *DrainRecord
@@ -166,10 +166,11 @@ func (e *evaluation) placeNode(n *simNode) {
 	case dr.active(): // cordoned or drained on request: it stays, and takes no pods
 		n.kind = kindIdle
 	case n.kind != kindReady && (n.record != nil && n.record.inFlight() || n.record == nil && claimed):
-		e.beginning(n)
+		return e.beginning(n)
 	default:
 		e.starting(n)
 	}
+	return n
 }
 
 // restore makes a node that is being drained capacity again.
@@ -192,9 +193,9 @@ func (e *evaluation) restore(n *simNode) {
 
 // beginning makes a node that has registered but is not Ready yet what it will
 // be: its taints and its size are still those of a kubelet that starts.
-func (e *evaluation) beginning(n *simNode) {
+func (e *evaluation) beginning(n *simNode) *simNode {
 	t := e.pool(n.pool).instance(n.name, kindInFlight, e)
-	t.node, t.record, t.owned, t.pods, t.nominated = n.node, n.record, n.owned, n.pods, n.nominated
+	t.node, t.record, t.owned, t.pods, t.nominated, t.census, t.asked = n.node, n.record, n.owned, n.pods, n.nominated, n.census, n.asked
 	t.template = nil // its labels are its own
 	maps.Copy(t.labels, n.labels)
 	t.daemons = slices.DeleteFunc(t.daemons, func(d *DaemonSet) bool { return d.on(n) })
@@ -203,14 +204,14 @@ func (e *evaluation) beginning(n *simNode) {
 			e.world.hold(c, t, 1, p.Deleting)
 		}
 	}
-	e.world.nodes[n.name] = t
+	e.world.put(t)
+	return t
 }
 
 // measure counts the nodes of each pool and looks at the health of the cluster.
 func (e *evaluation) measure() {
 	all, unready := 0, 0
-	for _, name := range e.world.names {
-		n := e.world.nodes[name]
+	for _, n := range e.world.order {
 		if n.node != nil && n.kind != kindInFlight && !n.leaves && (n.record == nil || !n.record.gone()) {
 			all++
 			if !n.node.Ready {
@@ -222,7 +223,7 @@ func (e *evaluation) measure() {
 		}
 		p := e.pool(n.pool)
 		p.physical++
-		_, claimed := e.s.Claims[name]
+		_, claimed := e.s.Claims[n.name]
 		switch {
 		case n.record == nil && !claimed: // an orphan: it takes a place, but is not ours to count on
 		case n.leaves:
@@ -239,14 +240,13 @@ func (e *evaluation) measure() {
 			}
 		}
 	}
-	for _, name := range slices.Sorted(maps.Keys(e.world.records)) {
-		rec := e.world.records[name]
-		if _, there := e.world.nodes[name]; there || rec.gone() {
+	for _, rec := range e.world.recordList {
+		if _, there := e.world.nodes[rec.Name]; there || rec.gone() {
 			continue
 		}
 		p := e.pool(rec.Pool) // a record whose Node object is missing still takes its place
 		p.physical++
-		_, drained := e.s.Drains[name]
+		_, drained := e.s.Drains[rec.Name]
 		if rec.Phase == PhaseRemoving || drained || rec.Drain.removes() {
 			p.leaving++
 		} else {

@@ -19,8 +19,7 @@ type candidate struct {
 // Cordoned nodes are not among them: somebody wants them as they are.
 func (e *evaluation) candidates() []candidate {
 	var out []candidate
-	for _, name := range e.world.names {
-		n := e.world.nodes[name]
+	for _, n := range e.world.order {
 		if !n.owned || n.leaves || n.kind != kindReady || n.record.inFlight() || n.record.gone() {
 			continue
 		}
@@ -59,12 +58,11 @@ func (e *evaluation) candidates() []candidate {
 // utilization is max(cpu, memory) of the requests of a node's pods over its
 // allocatable, in thousandths; DaemonSet pods count, as the scheduler counts them.
 func (w *world) utilization(n *simNode) int64 {
-	var used Resources
-	for _, pods := range [][]*Pod{n.pods, n.coming} {
-		for _, p := range pods {
-			if c, ok := w.classes[p.Class]; ok {
-				used.add(c.Requests)
-			}
+	used := n.asked
+	for _, p := range n.coming {
+		if c, ok := w.classes[p.Class]; ok {
+			used.CPUMilli += c.Requests.CPUMilli
+			used.MemoryBytes += c.Requests.MemoryBytes
 		}
 	}
 	return used.share(n.alloc)

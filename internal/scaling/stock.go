@@ -26,8 +26,9 @@ func (e *evaluation) survey() {
 		p.stocks = nil
 		for _, h := range p.reserves {
 			s := &stock{reserve: h, nodes: map[string]spare{}}
-			for _, name := range e.world.names {
-				if n := e.world.nodes[name]; p.hosts(n, false) {
+			for _, n := range e.world.order {
+				name := n.name
+				if p.hosts(n, false) {
 					h.count(&s.left, n)
 					s.nodes[name] = h.of(n)
 					s.tight = s.tight || int64(s.nodes[name].pods) == n.free.Pods

@@ -53,8 +53,8 @@ var learnedLabels = []string{
 // living are the Ready nodes of ours in the pool.
 func (w *world) living(pool string) []*simNode {
 	var out []*simNode
-	for _, name := range w.names {
-		if n := w.nodes[name]; n.pool == pool && n.owned && n.node != nil && n.node.Ready {
+	for _, n := range w.order {
+		if n.pool == pool && n.owned && n.node != nil && n.node.Ready {
 			out = append(out, n)
 		}
 	}
@@ -115,29 +115,40 @@ func (w *world) model(pool string) *simNode {
 // learnCommon gives a template the system's labels on which all nodes agree,
 // and the disk space of the smallest node: a pool says nothing about either.
 func (w *world) learnCommon(t *simNode) {
+	if w.common == nil {
+		w.common = w.agreed()
+	}
+	maps.Copy(t.labels, w.common.labels)
+	disk, found := w.common.alloc.Extended[ephemeralStorage]
+	if _, ok := t.alloc.Extended[ephemeralStorage]; found && !ok {
+		t.alloc.add(Resources{Extended: map[string]int64{ephemeralStorage: disk}})
+	}
+}
+
+// agreed is what learnCommon learns.
+func (w *world) agreed() *simNode {
+	out := &simNode{labels: map[string]string{}}
 	for _, k := range learnedLabels {
 		values := map[string]bool{}
-		for _, name := range w.names {
-			if v, ok := w.nodes[name].labels[k]; ok {
+		for _, n := range w.order {
+			if v, ok := n.labels[k]; ok {
 				values[v] = true
 			}
 		}
 		if len(values) == 1 {
-			t.labels[k] = slices.Collect(maps.Keys(values))[0]
+			out.labels[k] = slices.Collect(maps.Keys(values))[0]
 		}
 	}
-	if _, ok := t.alloc.Extended[ephemeralStorage]; ok {
-		return
-	}
 	least, found := int64(0), false
-	for _, name := range w.names {
-		if v, ok := w.nodes[name].alloc.Extended[ephemeralStorage]; ok && (!found || v < least) {
+	for _, n := range w.order {
+		if v, ok := n.alloc.Extended[ephemeralStorage]; ok && (!found || v < least) {
 			least, found = v, true
 		}
 	}
 	if found {
-		t.alloc.add(Resources{Extended: map[string]int64{ephemeralStorage: least}})
+		out.alloc.Extended = map[string]int64{ephemeralStorage: least}
 	}
+	return out
 }
 
 // instance is a node made from a template.

@@ -1,6 +1,8 @@
 package scaling
 
 import (
+	"slices"
+
 	"k8s.io/apimachinery/pkg/labels"
 )
 
@@ -163,19 +165,69 @@ func (w *world) countAll(n *simNode, by int) {
 	if len(w.topology.tallies)+len(w.topology.spreads) == 0 {
 		return // nobody asks
 	}
-	for _, pods := range [][]*Pod{n.pods, n.nominated, n.coming} {
-		for _, p := range pods {
-			if c, ok := w.classes[p.Class]; ok && (!n.pushed || !w.expendable(c)) {
-				w.topology.count(c, n, by, p.Deleting)
-			}
+	for _, h := range n.census {
+		if !n.pushed || !w.expendable(h.class) {
+			w.topology.count(h.class, n, by*h.staying, false)
+			w.topology.count(h.class, n, by*h.deleting, true)
+		}
+	}
+	for _, p := range n.coming {
+		if c, ok := w.classes[p.Class]; ok && (!n.pushed || !w.expendable(c)) {
+			w.topology.count(c, n, by, p.Deleting)
 		}
 	}
 	for _, d := range n.daemons {
-		if !n.pushed || !w.expendable(&d.Class) {
-			w.topology.count(&d.Class, n, by, false)
+		if !n.pushed || !w.expendable(d.class) {
+			w.topology.count(d.class, n, by, false)
 		}
 	}
 	for _, c := range n.trial {
 		w.topology.count(c, n, by, false)
+	}
+}
+
+// headcount is how many pods of a class are on a node.
+type headcount struct {
+	class             *PodClass
+	staying, deleting int
+}
+
+// census counts those of the pods that somebody asks about.
+func (w *world) census(bound, nominated []*Pod) []headcount {
+	var out []headcount
+	for _, pods := range [][]*Pod{bound, nominated} {
+		for _, p := range pods {
+			c, ok := w.classes[p.Class]
+			if !ok || !c.rules.asked() {
+				continue
+			}
+			i := slices.IndexFunc(out, func(h headcount) bool { return h.class == c })
+			if i < 0 {
+				i, out = len(out), append(out, headcount{class: c})
+			}
+			if p.Deleting {
+				out[i].deleting++
+			} else {
+				out[i].staying++
+			}
+		}
+	}
+	return out
+}
+
+// asked reports whether anybody asks where pods of the class are.
+func (r *classRules) asked() bool { return len(r.who.counted)+len(r.who.spreads)+len(r.holds) > 0 }
+
+// reset forgets all pods and nodes.
+func (t *topology) reset() {
+	for _, c := range t.tallies {
+		clear(c.at)
+		c.total = 0
+	}
+	for _, s := range t.spreadList {
+		clear(s.at)
+		clear(s.domains)
+		clear(s.levels)
+		s.lowest, s.promised = 0, nil
 	}
 }

@@ -329,8 +329,9 @@ func (p *poolRun) because(why Reason) {
 // comes first: least has been done to it.
 func (e *evaluation) revocable(pool string) []*simNode {
 	var out []*simNode
-	for _, name := range e.world.names {
-		n, d := e.world.nodes[name], e.s.Drains[name]
+	for _, n := range e.world.order {
+		name := n.name
+		d := e.s.Drains[name]
 		if !n.leaves || d.Node == "" || d.RequestID != "" || pool != "" && n.pool != pool {
 			continue
 		}

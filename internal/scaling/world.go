@@ -1,11 +1,9 @@
 package scaling
 
 import (
-	"maps"
 	"slices"
 
 	corev1 "k8s.io/api/core/v1"
-	"k8s.io/apimachinery/pkg/labels"
 )
 
 // kind says what a node is to the simulation.
@@ -34,7 +32,10 @@ type simNode struct {
 	owned  bool    // our claim label and a record that agrees
 	leaves bool    // a removal is decided or under way
 	pods   []*Pod  // bound and not over
-	coming []*Pod  // pending ones that the simulation put here
+	census []headcount
+	asked  Resources // CPU and memory that they ask for, for the utilisation
+	shared bool      // amounts of extended resources are in the index, too
+	coming []*Pod    // pending ones that the simulation put here
 
 	nominated  []*Pod       // room is being made for them here by preemption
 	daemons    []*DaemonSet // whose pod it is still to get
@@ -50,14 +51,18 @@ type simNode struct {
 
 // world is the simulated cluster.
 type world struct {
-	nodes   map[string]*simNode
-	names   []string // of nodes, sorted
-	classes map[string]*PodClass
-	pods    []*Pod // sorted by reference
-	records map[string]*Record
-	budgets []Budget
-	daemons []DaemonSet
-	memo    map[placement]*misfit // see barred
+	index      *Index
+	nodes      map[string]*simNode
+	order      []*simNode // nodes, by name
+	classes    map[string]*PodClass
+	pods       []*Pod // those that are not bound, by reference
+	records    map[string]*Record
+	recordList []*Record // by name
+	budgets    []Budget
+	covering   map[*PodClass][]Budget // see budgetsOf
+	daemons    []*DaemonSet
+	memo       map[placement]*misfit // see barred
+	common     *simNode              // see learnCommon; nil: not known
 
 	topology        *topology
 	expendableBelow int32
@@ -65,77 +70,11 @@ type world struct {
 }
 
 func newWorld(o Observation, s State, p Policy) *world {
-	w := &world{nodes: map[string]*simNode{}, classes: map[string]*PodClass{}, records: map[string]*Record{},
-		memo: map[placement]*misfit{}, expendableBelow: p.expendableBelow(), startup: map[string][]corev1.Taint{},
-		budgets: slices.Clone(o.Budgets), daemons: slices.Clone(o.DaemonSets)}
-	slices.SortFunc(w.budgets, func(a, b Budget) int { return cmpStrings(a.Namespace, b.Namespace, a.Name, b.Name) })
-	slices.SortFunc(w.daemons, func(a, b DaemonSet) int { return cmpStrings(a.Namespace, b.Namespace, a.Name, b.Name) })
-	for _, pool := range p.pools() {
-		w.startup[pool.Name] = pool.StartupTaints
+	x := o.index
+	if x == nil {
+		x = NewIndex(o)
 	}
-	w.learnClasses(o)
-	for i := range o.Records {
-		w.records[o.Records[i].Name] = &o.Records[i]
-	}
-	for i := range o.Nodes {
-		w.addReal(&o.Nodes[i], o.Cluster, s)
-	}
-	for i := range o.Pods {
-		if p := &o.Pods[i]; p.Phase != string(corev1.PodSucceeded) && p.Phase != string(corev1.PodFailed) {
-			w.pods = append(w.pods, p)
-		}
-	}
-	slices.SortFunc(w.pods, func(a, b *Pod) int { return cmpStrings(a.Namespace, b.Namespace, a.Name, b.Name) })
-	for _, p := range w.pods {
-		at := p.Node
-		if at == "" {
-			at = p.NominatedNode // its room is being made by preemption
-		}
-		if n, ok := w.nodes[at]; ok && at != "" {
-			if p.Node != "" {
-				n.pods = append(n.pods, p)
-			} else {
-				n.nominated = append(n.nominated, p)
-			}
-			if c, ok := w.classes[p.Class]; ok {
-				w.hold(c, n, 1, p.Deleting)
-			}
-		}
-	}
-	for _, n := range w.nodes {
-		w.reserveDaemons(n)
-	}
-	w.names = slices.Sorted(maps.Keys(w.nodes))
-	return w
-}
-
-// learnClasses parses the classes of the pods and of the DaemonSets.
-func (w *world) learnClasses(o Observation) {
-	var namespaces map[string]labels.Set
-	if _, ok := o.Freshness[KindNamespace]; ok {
-		namespaces = map[string]labels.Set{}
-		for _, n := range o.Namespaces {
-			namespaces[n.Name] = n.Labels
-		}
-	}
-	var all []*PodClass
-	for i := range o.Classes {
-		c := countPod(&o.Classes[i])
-		w.classes[c.ID] = c
-	}
-	for _, id := range sortedKeys(w.classes) {
-		all = append(all, w.classes[id])
-	}
-	for i := range w.daemons {
-		w.daemons[i].Class = *countPod(&w.daemons[i].Class)
-		all = append(all, &w.daemons[i].Class)
-	}
-	for _, c := range all {
-		if namespaces == nil && slices.ContainsFunc(slices.Concat(c.PodAffinity, c.PodAntiAffinity), func(t PodTerm) bool { return t.NamespaceSelector != nil }) {
-			c.Unsimulated = append(slices.Clone(c.Unsimulated), "namespaceSelector")
-		}
-	}
-	w.topology = newTopology(all, namespaces)
+	return x.world(s, p)
 }
 
 // countPod returns a class that asks for the one pod that it is.
@@ -146,11 +85,20 @@ func countPod(c *PodClass) *PodClass {
 	return &out
 }
 
-// addReal puts a node into the world as it is. One that carries the claim of
-// another autoscaler on the same API server is capacity, and no more.
-func (w *world) addReal(n *Node, cluster string, s State) {
+// doubt notes what of the class can't be simulated when the labels of namespaces
+// are not known.
+func (c *PodClass) doubt(known bool) {
+	if !known && slices.ContainsFunc(slices.Concat(c.PodAffinity, c.PodAntiAffinity), func(t PodTerm) bool { return t.NamespaceSelector != nil }) {
+		c.Unsimulated = append(slices.Clone(c.Unsimulated), "namespaceSelector")
+	}
+}
+
+// real is a node as it is, without its pods. One that carries the claim of another
+// autoscaler on the same API server is capacity, and no more. claimed is the pool of
+// the claim of this name, if there is one.
+func (w *world) real(n *Node, record *Record, cluster, claimed string) simNode {
 	ours := n.Labels[LabelClaim] != "" && n.Labels[LabelCluster] == cluster
-	sn := &simNode{name: n.Name, node: n, record: w.records[n.Name], labels: n.Labels, taints: lasting(*n),
+	sn := simNode{name: n.Name, node: n, record: record, labels: n.Labels, taints: lasting(*n),
 		alloc: n.Allocatable.clone(), free: n.Allocatable.clone(), pool: n.Labels[LabelPool]}
 	if sn.record != nil {
 		sn.pool = sn.record.Pool
@@ -158,14 +106,14 @@ func (w *world) addReal(n *Node, cluster string, s State) {
 	} else if !ours {
 		sn.pool = ""
 	}
-	if c, ok := s.Claims[n.Name]; ok && sn.record == nil {
-		sn.pool = c.Pool
+	if claimed != "" && sn.record == nil {
+		sn.pool = claimed
 	}
 	if n.Ready && !n.Unschedulable && !n.Deleting {
 		sn.kind = kindReady
 	}
 	sn.startup, sn.taints = splitStartup(sn.taints, w.startup[sn.pool])
-	w.nodes[n.Name] = sn
+	return sn
 }
 
 // taintUninitialized is on a node until the cloud controller has seen it; the
@@ -188,11 +136,10 @@ func lasting(n Node) []corev1.Taint {
 // reserveDaemons takes the room of the DaemonSet pods that the node is still
 // to get.
 func (w *world) reserveDaemons(n *simNode) {
-	for i := range w.daemons {
-		d := &w.daemons[i]
-		if !d.on(n) && w.placeable(&d.Class, n) == nil {
+	for _, d := range w.daemons {
+		if !d.on(n) && w.placeable(d.class, n) == nil {
 			n.daemons = append(n.daemons, d)
-			w.occupy(&d.Class, n)
+			w.occupy(d.class, n)
 		}
 	}
 }
@@ -206,12 +153,20 @@ func (d *DaemonSet) on(n *simNode) bool {
 
 // add puts a node that is to come into the world.
 func (w *world) add(n *simNode) {
-	w.nodes[n.name] = n
-	i, found := slices.BinarySearch(w.names, n.name)
-	if !found {
-		w.names = slices.Insert(w.names, i, n.name)
+	i, found := slices.BinarySearchFunc(w.order, n.name, func(o *simNode, name string) int { return cmpString(o.name, name) })
+	if found {
+		w.order[i] = n
+	} else {
+		w.order = slices.Insert(w.order, i, n)
 	}
+	w.put(n)
 	w.attach(n)
+}
+
+// put has the name stand for the node. The index makes its own again.
+func (w *world) put(n *simNode) {
+	w.nodes[n.name], w.index.byName = n, nil
+	w.common = nil
 }
 
 // targets returns the nodes of the given kinds in the order in which the
@@ -219,8 +174,8 @@ func (w *world) add(n *simNode) {
 func (w *world) targets(kinds ...kind) []*simNode {
 	var out []*simNode
 	for _, k := range kinds {
-		for _, name := range w.names {
-			if n := w.nodes[name]; n.kind == k && !n.leaves {
+		for _, n := range w.order {
+			if n.kind == k && !n.leaves {
 				out = append(out, n)
 			}
 		}

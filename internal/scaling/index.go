@@ -1,0 +1,308 @@
+package scaling
+
+import (
+	"cmp"
+	"maps"
+	"slices"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/labels"
+)
+
+// KindClass is the kind of pod classes among what is gone; see Index.Apply.
+const KindClass = "class"
+
+// Index is a cluster in the form in which it is evaluated: the pods of each node
+// added up, the constraints parsed. Evaluate makes one of an Observation that has
+// none. Who learns of changes keeps one and has it follow: then an evaluation costs
+// what has changed and a little for each node, however many pods there are.
+//
+// It holds nothing but what follows from its objects and the last policy: with it
+// an evaluation comes to the same bytes as without. It is not safe for concurrent
+// use, nor are evaluations of its observations, which work in its memory.
+type Index struct {
+	o Observation // without objects
+
+	nodes   map[string]*nodeEntry
+	order   []*nodeEntry // those that have a Node, by name
+	unbound []*Pod       // by reference
+	classes map[string]*classEntry
+	budgets []Budget     // by reference
+	daemons []*DaemonSet // by reference
+	records []*Record    // by name
+	spaces  map[string]labels.Set
+
+	// What one evaluation leaves to the next.
+	topology    *topology // nil: classes have changed
+	byClass     map[string]*PodClass
+	spacesKnown bool // when the classes were parsed
+	startup     map[string][]corev1.Taint
+	expendable  int32
+	sims        []simNode           // in the order of order
+	byName      map[string]*simNode // nil: an evaluation has put other nodes there
+	byRecord    map[string]*Record
+
+	// pods are all pods and users their number by class; nil before the first change.
+	pods  map[podKey]*Pod
+	users map[string]int
+}
+
+type podKey struct{ namespace, name string }
+
+// nodeEntry is what is known of one node.
+type nodeEntry struct {
+	name             string
+	node             *Node // nil: there are only pods that are bound to it, or a record
+	record           *Record
+	bound, nominated []*Pod // by reference
+
+	sum     simNode   // as it is before an evaluation touches it
+	summed  bool      // sum counts
+	claimed string    // the pool of the claim that sum was made with
+	counted *topology // that the census of sum was taken for
+}
+
+// classEntry is a class as it was observed and the copy that evaluations use.
+type classEntry struct {
+	observed PodClass
+	class    *PodClass
+}
+
+// NewIndex returns the index of an observation, whose objects it keeps.
+func NewIndex(o Observation) *Index {
+	x := &Index{nodes: make(map[string]*nodeEntry, len(o.Nodes)), classes: make(map[string]*classEntry, len(o.Classes)),
+		byRecord: make(map[string]*Record, len(o.Records)), spaces: map[string]labels.Set{}}
+	x.meet(o)
+	for i := range o.Classes {
+		x.classes[o.Classes[i].ID] = &classEntry{observed: o.Classes[i]}
+	}
+	for i := range o.Nodes {
+		x.entry(o.Nodes[i].Name).node = &o.Nodes[i]
+	}
+	for i := range o.Records {
+		x.putRecord(&o.Records[i])
+	}
+	x.sortRecords()
+	x.putPods(o.Pods)
+	x.budgets = slices.Clone(o.Budgets)
+	for _, d := range o.DaemonSets {
+		x.daemons = append(x.daemons, &d)
+	}
+	for _, n := range o.Namespaces {
+		x.spaces[n.Name] = n.Labels
+	}
+	x.sortNodes()
+	x.sortRest()
+	return x
+}
+
+// meet takes over what an observation says beside its objects.
+func (x *Index) meet(o Observation) {
+	x.o = Observation{Cluster: o.Cluster, Known: o.Known, Problem: o.Problem, CapturedAt: o.CapturedAt, Freshness: o.Freshness, index: x}
+}
+
+// Observation is what the index holds now, until the next change of it.
+func (x *Index) Observation() Observation { return x.o }
+
+func (x *Index) entry(name string) *nodeEntry {
+	e := x.nodes[name]
+	if e == nil {
+		e = &nodeEntry{name: name}
+		x.nodes[name] = e
+	}
+	return e
+}
+
+func (x *Index) putRecord(r *Record) {
+	x.byRecord[r.Name] = r
+	e := x.entry(r.Name)
+	e.record, e.summed = r, false
+}
+
+func (x *Index) sortNodes() {
+	x.order = x.order[:0]
+	for _, e := range x.nodes {
+		if e.node != nil {
+			x.order = append(x.order, e)
+		}
+	}
+	slices.SortFunc(x.order, func(a, b *nodeEntry) int { return cmpString(a.name, b.name) })
+	x.byName = nil
+}
+
+func (x *Index) sortRecords() {
+	x.records = slices.SortedFunc(maps.Values(x.byRecord), func(a, b *Record) int { return cmpString(a.Name, b.Name) })
+}
+
+func (x *Index) sortRest() {
+	slices.SortFunc(x.budgets, func(a, b Budget) int { return cmpStrings(a.Namespace, b.Namespace, a.Name, b.Name) })
+	slices.SortFunc(x.daemons, func(a, b *DaemonSet) int { return cmpStrings(a.Namespace, b.Namespace, a.Name, b.Name) })
+}
+
+func byReference(a, b *Pod) int {
+	return cmp.Or(cmpString(a.Namespace, b.Namespace), cmpString(a.Name, b.Name))
+}
+
+// over reports whether the pod has ended: it takes no room.
+func (p *Pod) over() bool {
+	return p.Phase == string(corev1.PodSucceeded) || p.Phase == string(corev1.PodFailed)
+}
+
+// putPods puts all pods where they are. The pods of a node share one array.
+func (x *Index) putPods(pods []Pod) {
+	all := make([]*Pod, 0, len(pods))
+	for i := range pods {
+		if !pods[i].over() {
+			all = append(all, &pods[i])
+		}
+	}
+	if !slices.IsSortedFunc(all, byReference) {
+		slices.SortFunc(all, byReference)
+	}
+	at := make([]*nodeEntry, len(all))
+	count := make(map[*nodeEntry]int, len(x.nodes))
+	for i, p := range all {
+		if p.Node == "" {
+			x.unbound = append(x.unbound, p)
+			if p.NominatedNode != "" {
+				e := x.entry(p.NominatedNode)
+				e.nominated = append(e.nominated, p)
+			}
+			continue
+		}
+		at[i] = x.entry(p.Node)
+		count[at[i]]++
+	}
+	array := make([]*Pod, len(all))
+	for e, n := range count {
+		e.bound, array = array[:0:n], array[n:]
+	}
+	for i, p := range all {
+		if at[i] != nil {
+			at[i].bound = append(at[i].bound, p)
+		}
+	}
+}
+
+// world is the simulated cluster before anything is decided.
+func (x *Index) world(s State, p Policy) *world {
+	w := &world{index: x, records: x.byRecord, recordList: x.records, budgets: x.budgets, daemons: x.daemons, pods: x.unbound,
+		memo: map[placement]*misfit{}, expendableBelow: p.expendableBelow(), startup: map[string][]corev1.Taint{}}
+	for _, pool := range p.pools() {
+		w.startup[pool.Name] = pool.StartupTaints
+	}
+	x.compile()
+	w.topology, w.classes = x.topology, x.byClass
+	w.topology.reset()
+	if x.expendable != w.expendableBelow || !maps.EqualFunc(x.startup, w.startup, slices.Equal) {
+		x.expendable, x.startup = w.expendableBelow, w.startup
+		x.recount()
+	}
+	x.populate(w, s)
+	return w
+}
+
+// recount has every node added up anew.
+func (x *Index) recount() {
+	for _, e := range x.nodes {
+		e.summed = false
+	}
+}
+
+// compile parses the constraints of the classes, those of the DaemonSets included.
+func (x *Index) compile() {
+	_, known := x.o.Freshness[KindNamespace]
+	if known != x.spacesKnown {
+		x.forget()
+	}
+	if x.topology != nil {
+		return
+	}
+	x.spacesKnown = known
+	all := make([]*PodClass, 0, len(x.classes)+len(x.daemons))
+	x.byClass = make(map[string]*PodClass, len(x.classes))
+	for _, id := range sortedKeys(x.classes) {
+		c := x.classes[id]
+		if c.class == nil {
+			c.class = countPod(&c.observed)
+			c.class.doubt(known)
+		}
+		all, x.byClass[id] = append(all, c.class), c.class
+	}
+	for _, d := range x.daemons {
+		if d.class == nil {
+			d.class = countPod(&d.Class)
+			d.class.doubt(known)
+		}
+		all = append(all, d.class)
+	}
+	var spaces map[string]labels.Set
+	if known {
+		spaces = x.spaces
+	}
+	x.topology = newTopology(all, spaces)
+}
+
+// forget has every class parsed anew.
+func (x *Index) forget() {
+	x.topology = nil
+	for _, c := range x.classes {
+		c.class = nil
+	}
+	for _, d := range x.daemons {
+		d.class = nil
+	}
+	x.recount()
+}
+
+// populate puts the nodes into the world, as they are.
+func (x *Index) populate(w *world, s State) {
+	if len(x.sims) != len(x.order) {
+		x.sims, x.byName = make([]simNode, len(x.order)), nil
+	}
+	if x.byName == nil {
+		x.byName = make(map[string]*simNode, len(x.order))
+		for i, e := range x.order {
+			x.byName[e.name] = &x.sims[i]
+		}
+	}
+	w.order = make([]*simNode, len(x.order), len(x.order)+16)
+	for i, e := range x.order {
+		claimed := ""
+		if e.record == nil {
+			claimed = s.Claims[e.name].Pool
+		}
+		if !e.summed || e.claimed != claimed {
+			e.add(w, x.o.Cluster, claimed)
+		}
+		if e.counted != w.topology {
+			e.sum.census, e.counted = w.census(e.bound, e.nominated), w.topology
+		}
+		n := &x.sims[i]
+		*n = e.sum
+		// What an evaluation changes in place is its own.
+		n.ports, n.lowly, n.shared = slices.Clone(n.ports), slices.Clone(n.lowly), true
+		w.order[i] = n
+	}
+	w.nodes = x.byName
+}
+
+// add adds up what is on the node.
+func (e *nodeEntry) add(w *world, cluster, claimed string) {
+	e.sum = w.real(e.node, e.record, cluster, claimed)
+	n := &e.sum
+	n.pods, n.nominated = e.bound, e.nominated
+	for _, pods := range [][]*Pod{e.bound, e.nominated} {
+		for _, p := range pods {
+			if c, ok := w.classes[p.Class]; ok {
+				w.hold(c, n, 1, p.Deleting)
+				if p.Node != "" {
+					n.asked.CPUMilli += c.Requests.CPUMilli
+					n.asked.MemoryBytes += c.Requests.MemoryBytes
+				}
+			}
+		}
+	}
+	w.reserveDaemons(n)
+	e.summed, e.claimed, e.counted = true, claimed, nil
+}
