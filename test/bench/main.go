@@ -141,7 +141,7 @@ func run(ctx context.Context, args []string, out io.Writer) error {
 		defer pprof.StopCPUProfile()
 	}
 	var results []result
-	for _, f := range append(w.figures(), w.sizes()...) {
+	for _, f := range slices.Concat(w.figures(), w.sizes(), decisions()) {
 		if !match.MatchString(f.name) {
 			continue
 		}
