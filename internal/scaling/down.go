@@ -221,13 +221,11 @@ func (e *evaluation) unneeded(all []candidate) map[string][]candidate {
 			continue
 		}
 		threshold := int64(c.p.UtilizationThreshold*1000 + 0.5)
-		rule := Rule{Rule: "utilization of " + c.n.name, Kind: RuleUtilization, Value: percent(c.share), Threshold: percent(threshold), Verdict: None}
 		if c.share >= threshold {
-			c.p.rule(rule)
-			c.p.rejected = append(c.p.rejected, Alternative{Subject: "node " + c.n.name, quiet: true,
-				Reason: Reason{"Utilized", fmt.Sprintf("uses %s of %s", percent(c.share), percent(threshold))}, Fix: "its pods would have to ask for less"})
+			c.p.utilizes(c.n, c.share, threshold)
 			continue
 		}
+		rule := utilizationRule(c.n, c.share, threshold)
 		if bs := e.blockers(c.n, true); len(bs) > 0 {
 			c.p.rejected = append(c.p.rejected, bs...)
 			rule.Message = "is not removable: " + bs[0].Reason.Message
@@ -262,6 +260,22 @@ func (e *evaluation) unneeded(all []candidate) map[string][]candidate {
 	}
 	e.s.Unneeded = keep
 	return out
+}
+
+func utilizationRule(n *simNode, share, threshold int64) Rule {
+	return Rule{Rule: "utilization of " + n.name, Kind: RuleUtilization, Value: percent(share), Threshold: percent(threshold), Verdict: None}
+}
+
+// utilizes notes that a node is needed, as long as a decision has room for it: of a
+// large pool most nodes are.
+func (p *poolRun) utilizes(n *simNode, share, threshold int64) {
+	if len(p.rules) < maxNamed {
+		p.rules = append(p.rules, utilizationRule(n, share, threshold))
+	}
+	if p.utilized++; p.utilized <= maxNamed {
+		p.rejected = append(p.rejected, Alternative{Subject: "node " + n.name, quiet: true,
+			Reason: Reason{"Utilized", fmt.Sprintf("uses %s of %s", percent(share), percent(threshold))}, Fix: "its pods would have to ask for less"})
+	}
 }
 
 // rule notes a rule about a node, as long as there are not too many of them.

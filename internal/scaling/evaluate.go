@@ -70,6 +70,7 @@ type poolRun struct {
 	rules     []Rule
 	guards    []Guard
 	rejected  []Alternative
+	utilized  int // nodes of which it was said that they are needed
 	overruled []Reason
 	would     []string
 	pods      []string

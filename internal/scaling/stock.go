@@ -20,7 +20,9 @@ type stock struct {
 func (e *evaluation) survey() {
 	e.settled = map[string]int{}
 	for name, n := range e.world.nodes {
-		e.settled[name] = len(n.coming)
+		if len(n.coming) > 0 {
+			e.settled[name] = len(n.coming)
+		}
 	}
 	for _, p := range e.pools {
 		p.stocks = nil

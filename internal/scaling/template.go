@@ -19,19 +19,20 @@ func (w *world) newTemplate(cluster string, p Pool) *simNode {
 		t.alloc.Pods = defaultMaxPods
 	}
 	t.labels = map[string]string{corev1.LabelOSStable: "linux"}
-	model := w.model(p.Name)
+	living := w.living(p.Name)
+	model := newest(living)
 	if model != nil {
 		t.alloc.CPUMilli = min(t.alloc.CPUMilli, model.alloc.CPUMilli)
 		t.alloc.MemoryBytes = min(t.alloc.MemoryBytes, model.alloc.MemoryBytes)
 		t.alloc.Pods = min(t.alloc.Pods, model.alloc.Pods)
 		t.alloc.Extended = maps.Clone(model.alloc.Extended)
-		maps.Copy(t.labels, w.agreedLabels(p.Name))
+		maps.Copy(t.labels, agreedLabels(living))
 		for _, k := range learnedLabels {
 			if v, ok := model.labels[k]; ok {
 				t.labels[k] = v
 			}
 		}
-		t.taints = w.withAgreedTaints(t.taints, p.Name)
+		t.taints = withAgreedTaints(t.taints, living)
 	} else {
 		w.learnCommon(t)
 	}
@@ -64,16 +65,20 @@ func (w *world) living(pool string) []*simNode {
 // agreedLabels are the labels that all living nodes of the pool have: whoever
 // makes the nodes sets them, whether the policy says so or not. Those that name
 // their node are its own.
-func (w *world) agreedLabels(pool string) map[string]string {
-	var out map[string]string
-	for _, n := range w.living(pool) {
-		if out == nil {
-			out = maps.Clone(n.labels)
-		}
-		maps.DeleteFunc(out, func(k, v string) bool { return n.labels[k] != v || v == n.name })
+func agreedLabels(living []*simNode) map[string]string {
+	if len(living) == 0 {
+		return nil
 	}
-	for _, k := range []string{corev1.LabelHostname, LabelClaim} {
-		delete(out, k)
+	first := living[0]
+	out := make(map[string]string, len(first.labels))
+	for k, v := range first.labels {
+		agree := k != corev1.LabelHostname && k != LabelClaim && v != first.name
+		for i := 1; agree && i < len(living); i++ {
+			agree = living[i].labels[k] == v && v != living[i].name
+		}
+		if agree {
+			out[k] = v
+		}
 	}
 	return out
 }
@@ -81,12 +86,12 @@ func (w *world) agreedLabels(pool string) map[string]string {
 // withAgreedTaints adds the taints that all living nodes of the pool have: a
 // new one will have them, too. What Kubernetes itself taints a node with comes
 // and goes.
-func (w *world) withAgreedTaints(taints []corev1.Taint, pool string) []corev1.Taint {
+func withAgreedTaints(taints []corev1.Taint, living []*simNode) []corev1.Taint {
 	var agreed []corev1.Taint
 	has := func(ts []corev1.Taint, t corev1.Taint) bool {
 		return slices.ContainsFunc(ts, func(o corev1.Taint) bool { return o.MatchTaint(&t) && o.Value == t.Value })
 	}
-	for i, n := range w.living(pool) {
+	for i, n := range living {
 		if i == 0 {
 			agreed = slices.Clone(n.taints)
 		}
@@ -101,10 +106,10 @@ func (w *world) withAgreedTaints(taints []corev1.Taint, pool string) []corev1.Ta
 	return out
 }
 
-// model returns the newest Ready node of ours in the pool, or nil.
-func (w *world) model(pool string) *simNode {
+// newest returns the node that became Ready last, or nil.
+func newest(living []*simNode) *simNode {
 	var best *simNode
-	for _, n := range w.living(pool) {
+	for _, n := range living {
 		if best == nil || n.readyAt().After(best.readyAt()) {
 			best = n
 		}

@@ -211,7 +211,7 @@ func served(ctx context.Context, p events.Policy, o events.SnapshotObjects, pods
 	switch {
 	case err != nil:
 		return c, err
-	case placed != pods:
+	case nodes > 0 && placed != pods:
 		return c, fmt.Errorf("%d of %d pods have a node", placed, pods)
 	case nodes > 0 && len(claims) != nodes:
 		return c, fmt.Errorf("%d nodes were claimed, expected %d", len(claims), nodes)
