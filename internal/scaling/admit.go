@@ -98,6 +98,9 @@ func (n *simNode) unused() Resources {
 // admits reports whether the scheduler could put a pod of the class on the
 // node as it is in the simulation.
 func (w *world) admits(c *PodClass, n *simNode) bool {
+	if len(n.lowly) == 0 { // nothing could give way
+		return c.Requests.lacks(n.free) == "" && w.allowed(c, n) && w.refusal(c, n).why == admitted
+	}
 	return w.room(c, n) == "" && w.allowed(c, n) && (w.takes(c, n) || w.pushes(c, n))
 }
 
@@ -202,8 +205,11 @@ func (w *world) refusal(c *PodClass, n *simNode) refusal {
 		}
 	}
 	r := c.rules
+	if n.domains == nil {
+		w.topology.locate(n)
+	}
 	for _, s := range r.spread {
-		if _, ok := n.labels[s.Key]; !ok {
+		if n.domains[s.number] == noDomain {
 			return refusal{why: refusedNoKey, key: s.Key}
 		}
 		if s.skew(n) > s.maxSkew {
@@ -212,12 +218,12 @@ func (w *world) refusal(c *PodClass, n *simNode) refusal {
 	}
 	for _, counter := range r.anti {
 		if counter.here(n) {
-			return refusal{why: refusedAnti, key: counter.key}
+			return refusal{why: refusedAnti, key: counter.name}
 		}
 	}
 	for _, counter := range r.who.repelled {
 		if counter.here(n) {
-			return refusal{why: refusedRepelled, key: counter.key}
+			return refusal{why: refusedRepelled, key: counter.name}
 		}
 	}
 	return r.attracted(n)
@@ -228,8 +234,8 @@ func (w *world) refusal(c *PodClass, n *simNode) refusal {
 func (r *classRules) attracted(n *simNode) refusal {
 	all, anywhere := true, 0
 	for _, counter := range r.affinity {
-		if _, ok := n.labels[counter.key]; !ok {
-			return refusal{why: refusedNoKey, key: counter.key}
+		if n.domains[counter.number] == noDomain {
+			return refusal{why: refusedNoKey, key: counter.name}
 		}
 		all = all && counter.here(n)
 		anywhere += counter.total
@@ -237,7 +243,7 @@ func (r *classRules) attracted(n *simNode) refusal {
 	if all || anywhere == 0 && r.selfish {
 		return refusal{}
 	}
-	return refusal{why: refusedAffinity, key: r.affinity[0].key}
+	return refusal{why: refusedAffinity, key: r.affinity[0].name}
 }
 
 func (r refusal) misfit() *misfit {

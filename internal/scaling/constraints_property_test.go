@@ -75,7 +75,7 @@ func checkPlaced(t *rapid.T, e *evaluation) {
 	for _, n := range w.order {
 		name := n.name
 		copied := *n
-		copied.attached = false
+		copied.attached, copied.domains, copied.counts = false, nil, nil
 		fresh.attach(&copied)
 		ports := map[int32]int{}
 		require.Empty(t, n.trial)
@@ -97,22 +97,43 @@ func checkPlaced(t *rapid.T, e *evaluation) {
 		require.GreaterOrEqual(t, n.free.CPUMilli, int64(0))
 	}
 	for key, counter := range w.topology.tallies {
-		for v, n := range counter.at {
-			require.Equal(t, n, fresh.topology.tallies[key].at[v], key)
+		other := fresh.topology.tallies[key]
+		for v := range counter.values {
+			require.Equal(t, counter.in(v), other.in(v), key)
 		}
-		require.Equal(t, counter.total, fresh.topology.tallies[key].total, key)
+		require.Equal(t, counter.total, other.total, key)
 	}
 	for key, s := range w.topology.spreads {
-		require.Equal(t, s.lowest, fresh.topology.spreads[key].lowest)
+		other := fresh.topology.spreads[key]
+		require.Equal(t, s.lowest, other.lowest)
+		require.Equal(t, s.live, other.live)
 		highest, lowest := 0, 1<<30
-		for v, d := range s.domains {
-			require.Equal(t, *d, *fresh.topology.spreads[key].domains[v])
-			highest, lowest = max(highest, d.pods), min(lowest, d.pods)
+		for v := range s.values {
+			d := s.in(v)
+			require.Equal(t, d, other.in(v))
+			if d.nodes > 0 {
+				highest, lowest = max(highest, d.pods), min(lowest, d.pods)
+			}
 		}
-		if len(s.domains) > 0 {
+		if s.live > 0 {
 			require.Equal(t, lowest, s.lowest)
 		}
 	}
+}
+
+// in is what there is in the domain with that value of the key.
+func (c *tally) in(value string) int {
+	if number, ok := c.values[value]; ok && number < len(c.at) {
+		return c.at[number]
+	}
+	return 0
+}
+
+func (s *spread) in(value string) domain {
+	if number, ok := s.values[value]; ok && number < len(s.domains) {
+		return s.domains[number]
+	}
+	return domain{}
 }
 
 // matching counts the other pods in the node's domain that the term selects.

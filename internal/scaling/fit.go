@@ -18,6 +18,10 @@ type misfit struct {
 // affine reports whether the node meets the node selector and the required node
 // affinity of the class, as the NodeAffinity plugin does. nil means yes.
 func (w *world) affine(c *PodClass, n *simNode) *misfit {
+	r := c.rules
+	if len(c.NodeSelector) == 0 && r.node == nil {
+		return nil
+	}
 	for _, k := range sortedKeys(c.NodeSelector) {
 		if v, ok := n.labels[k]; !ok || v != c.NodeSelector[k] {
 			return &misfit{code: "NodeSelector",
@@ -25,7 +29,6 @@ func (w *world) affine(c *PodClass, n *simNode) *misfit {
 				fix:     fmt.Sprintf("give the pool the label %s=%s, or take the node selector off the pod", k, c.NodeSelector[k])}
 		}
 	}
-	r := c.rules
 	if r.node == nil {
 		return nil
 	}

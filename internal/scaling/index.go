@@ -191,6 +191,9 @@ func (x *Index) world(s State, p Policy) *world {
 	for _, pool := range p.pools() {
 		w.startup[pool.Name] = pool.StartupTaints
 	}
+	if x.topology != nil && x.topology.crowded(len(x.order)) {
+		x.topology = nil
+	}
 	x.compile()
 	w.topology, w.classes = x.topology, x.byClass
 	w.topology.reset()
@@ -277,9 +280,12 @@ func (x *Index) populate(w *world, s State) {
 		}
 		if e.counted != w.topology {
 			e.sum.census, e.counted = w.census(e.bound, e.nominated), w.topology
+			w.topology.locate(&e.sum)
 		}
 		n := &x.sims[i]
+		counts := n.counts
 		*n = e.sum
+		n.counts = counts[:0]
 		// What an evaluation changes in place is its own.
 		n.ports, n.lowly, n.shared = slices.Clone(n.ports), slices.Clone(n.lowly), true
 		w.order[i] = n

@@ -54,6 +54,9 @@ func (r Resources) lacks(free Resources) string {
 	case r.Pods > 0 && r.Pods > free.Pods:
 		return "pods"
 	}
+	if len(r.Extended) == 0 { // it is asked for every pod and node
+		return ""
+	}
 	for _, k := range slices.Sorted(maps.Keys(r.Extended)) {
 		if r.Extended[k] > 0 && r.Extended[k] > free.Extended[k] {
 			return k

@@ -24,11 +24,13 @@ type spreadKey struct {
 // lowest count at hand.
 type spread struct {
 	spreadKey
+	*topologyKey
+	index   int // in the list of all
 	pods    podSelector
 	class   *PodClass // one whose nodes count
-	at      map[*simNode]*domain
-	domains map[string]*domain
-	levels  map[int]int // how many domains have so many pods
+	domains []domain  // by number; without nodes it is none
+	live    int       // domains with nodes
+	levels  []int     // how many domains have so many pods
 	lowest  int
 	// promised are the classes with pods that were put on nodes to come, and how
 	// many pods each domain must have then; see upsets.
@@ -42,17 +44,17 @@ func (t *topology) spreadOf(key spreadKey, c *PodClass, s SpreadConstraint) *spr
 	if sp, ok := t.spreads[name]; ok {
 		return sp
 	}
-	sp := &spread{spreadKey: key, class: c, pods: podSelector{{own: c.Namespace, pods: selectorOf(s.Selector)}},
-		at: map[*simNode]*domain{}, domains: map[string]*domain{}, levels: map[int]int{}}
+	sp := &spread{spreadKey: key, topologyKey: t.key(key.Key), index: len(t.spreadList), class: c,
+		pods: podSelector{{own: c.Namespace, pods: selectorOf(s.Selector)}}}
 	t.spreads[name] = sp
 	t.spreadList = append(t.spreadList, sp)
 	return sp
 }
 
-// counts reports whether the node is one of those over which pods are spread:
+// over reports whether the node is one of those over which pods are spread:
 // it has every topology key of the pod and is not left out by the pod's node
 // affinity or, where asked, its tolerations.
-func (s *spread) counts(w *world, n *simNode) bool {
+func (s *spread) over(w *world, n *simNode) bool {
 	for _, k := range s.Keys {
 		if _, ok := n.labels[k]; !ok {
 			return false
@@ -65,49 +67,55 @@ func (s *spread) counts(w *world, n *simNode) bool {
 }
 
 func (s *spread) enter(w *world, n *simNode) {
-	if !s.counts(w, n) {
+	n.counts[s.index] = s.over(w, n)
+	if !n.counts[s.index] {
 		return
 	}
-	v := n.labels[s.Key]
-	d := s.domains[v]
-	if d == nil {
-		d = &domain{}
-		s.domains[v] = d
-		s.levels[0]++
+	s.domains = atLeast(s.domains, n.domains[s.number]+1)
+	d := &s.domains[n.domains[s.number]]
+	if d.nodes == 0 {
+		s.live++
+		s.level(0, 1)
 	}
 	d.nodes++
-	s.at[n] = d
 	s.settle(d.pods)
 }
 
 func (s *spread) leave(n *simNode) {
-	d := s.at[n]
-	if d == nil {
+	if !n.counts[s.index] {
 		return
 	}
-	delete(s.at, n)
+	n.counts[s.index] = false
+	d := &s.domains[n.domains[s.number]]
 	if d.nodes--; d.nodes == 0 {
-		s.levels[d.pods]--
-		delete(s.domains, n.labels[s.Key])
+		s.live--
+		s.level(d.pods, -1)
+		*d = domain{}
 	}
 	s.settle(s.lowest)
 }
 
 func (s *spread) count(n *simNode, by int) {
-	d := s.at[n]
-	if d == nil {
+	if !n.counts[s.index] {
 		return
 	}
-	s.levels[d.pods]--
+	d := &s.domains[n.domains[s.number]]
+	s.level(d.pods, -1)
 	d.pods += by
-	s.levels[d.pods]++
+	s.level(d.pods, 1)
 	s.settle(d.pods)
+}
+
+// level notes that a domain more, or less, has so many pods.
+func (s *spread) level(pods, by int) {
+	s.levels = atLeast(s.levels, pods+1)
+	s.levels[pods] += by
 }
 
 // settle finds the lowest count again after a domain has changed to so many.
 func (s *spread) settle(changed int) {
 	s.lowest = min(s.lowest, changed)
-	if len(s.domains) == 0 {
+	if s.live == 0 {
 		s.lowest = 0
 		return
 	}
@@ -116,15 +124,24 @@ func (s *spread) settle(changed int) {
 	}
 }
 
+// here is the node's domain, whether the node counts in it or not; nil: none.
+func (s *spread) here(n *simNode) *domain {
+	number := n.domains[s.number]
+	if number == noDomain || number >= len(s.domains) || s.domains[number].nodes == 0 {
+		return nil
+	}
+	return &s.domains[number]
+}
+
 // skew is how far the node's domain would be above the lowest with a pod more.
 // A node that is in no domain of the constraint counts as an empty one, as in
 // the PodTopologySpread plugin.
 func (r spreadRule) skew(n *simNode) int {
 	lowest, here := r.lowest, 0
-	if len(r.domains) < r.minDomains {
+	if r.live < r.minDomains {
 		lowest = 0
 	}
-	if d := r.domains[n.labels[r.Key]]; d != nil {
+	if d := r.here(n); d != nil {
 		here = d.pods
 	}
 	return here + r.self - lowest

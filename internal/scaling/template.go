@@ -162,6 +162,7 @@ func (n *simNode) instance(name string, k kind) *simNode {
 	out.name, out.kind, out.alloc, out.free = name, k, n.alloc.clone(), n.free.clone()
 	out.ports, out.daemons, out.trial, out.attached = slices.Clone(n.ports), slices.Clone(n.daemons), nil, false
 	out.lowly, out.expendable, out.template = slices.Clone(n.lowly), n.expendable.clone(), n
+	out.domains, out.counts = nil, nil
 	out.labels = maps.Clone(n.labels)
 	out.labels[corev1.LabelHostname] = name
 	return &out

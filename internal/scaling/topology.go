@@ -17,21 +17,78 @@ type topology struct {
 	tallies    map[string]*tally
 	spreads    map[string]*spread
 	spreadList []*spread
+	keys       []*topologyKey
 }
 
-// tally counts, by value of a topology key, the pods that a selector selects,
+// topologyKey numbers the domains of a key, so that a question is answered by a
+// look into an array: there are as many questions as pods times nodes.
+type topologyKey struct {
+	name   string
+	number int            // of the key
+	values map[string]int // numbers of its domains
+}
+
+// noDomain is the number of a domain for nodes without the key.
+const noDomain = -1
+
+func (t *topology) key(name string) *topologyKey {
+	for _, k := range t.keys {
+		if k.name == name {
+			return k
+		}
+	}
+	k := &topologyKey{name: name, number: len(t.keys), values: map[string]int{}}
+	t.keys = append(t.keys, k)
+	return k
+}
+
+// locate finds the domains of a node.
+func (t *topology) locate(n *simNode) {
+	n.domains = make([]int, len(t.keys))
+	for i, k := range t.keys {
+		v, ok := n.labels[k.name]
+		if !ok {
+			n.domains[i] = noDomain
+			continue
+		}
+		number, known := k.values[v]
+		if !known {
+			number = len(k.values)
+			k.values[v] = number
+		}
+		n.domains[i] = number
+	}
+}
+
+// crowded reports whether most of the domains that are numbered are no more.
+func (t *topology) crowded(nodes int) bool {
+	return slices.ContainsFunc(t.keys, func(k *topologyKey) bool { return len(k.values) > 4*nodes+4*maxClaims })
+}
+
+// atLeast is the slice with at least so many elements, further ones zero.
+func atLeast[T any](in []T, n int) []T {
+	if n <= len(in) {
+		return in
+	}
+	out := slices.Grow(in, n-len(in))[:n]
+	clear(out[len(in):])
+	return out
+}
+
+// tally counts, by domain of a topology key, the pods that a selector selects,
 // or for an anti-affinity those that hold it.
 type tally struct {
-	key     string
+	*topologyKey
 	pods    podSelector
 	holders bool
-	at      map[string]int
+	at      []int // by number of the domain
 	total   int
 }
 
 func (c *tally) count(n *simNode, by int) {
-	if v, ok := n.labels[c.key]; ok {
-		c.at[v] += by
+	if d := n.domains[c.number]; d != noDomain {
+		c.at = atLeast(c.at, d+1)
+		c.at[d] += by
 		c.total += by
 	}
 }
@@ -39,8 +96,8 @@ func (c *tally) count(n *simNode, by int) {
 // here reports whether there is one in the node's domain. A node without the
 // key is in no domain.
 func (c *tally) here(n *simNode) bool {
-	v, ok := n.labels[c.key]
-	return ok && c.at[v] > 0
+	d := n.domains[c.number]
+	return d != noDomain && d < len(c.at) && c.at[d] > 0
 }
 
 func newTopology(classes []*PodClass, namespaces map[string]labels.Set) *topology {
@@ -57,7 +114,7 @@ func (t *topology) tally(name, key string, pods podSelector, holders bool) *tall
 	if c, ok := t.tallies[name]; ok {
 		return c
 	}
-	c := &tally{key: key, pods: pods, holders: holders, at: map[string]int{}}
+	c := &tally{topologyKey: t.key(key), pods: pods, holders: holders}
 	t.tallies[name] = c
 	return c
 }
@@ -144,6 +201,10 @@ func (w *world) attach(n *simNode) {
 		return
 	}
 	n.attached = true
+	if n.domains == nil {
+		w.topology.locate(n)
+	}
+	n.counts = atLeast(n.counts, len(w.topology.spreadList))
 	for _, s := range w.topology.spreadList {
 		s.enter(w, n)
 	}
@@ -225,9 +286,8 @@ func (t *topology) reset() {
 		c.total = 0
 	}
 	for _, s := range t.spreadList {
-		clear(s.at)
 		clear(s.domains)
 		clear(s.levels)
-		s.lowest, s.promised = 0, nil
+		s.live, s.lowest, s.promised = 0, 0, nil
 	}
 }

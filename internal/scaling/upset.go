@@ -11,7 +11,7 @@ import "maps"
 // the pod of the class that was put on a node that is yet to come.
 func (r *classRules) promise(c *PodClass, n *simNode) {
 	for _, s := range r.spread {
-		if d := s.at[n]; d != nil && d.pods > s.maxSkew {
+		if d := s.here(n); d != nil && n.counts[s.index] && d.pods > s.maxSkew {
 			if s.promised == nil {
 				s.promised = map[*PodClass]int{}
 			}
@@ -39,7 +39,13 @@ func (t *topology) restorePromises(was []map[*PodClass]int) {
 // class, would be such a domain.
 func (e *evaluation) upsets(p *poolRun, c *PodClass, n *simNode) bool {
 	for _, s := range e.world.topology.spreadList {
-		if len(s.promised) == 0 || s.domains[n.labels[s.Key]] != nil || !s.counts(e.world, n) {
+		if len(s.promised) == 0 {
+			continue
+		}
+		if n.domains == nil {
+			e.world.topology.locate(n)
+		}
+		if s.here(n) != nil || !s.over(e.world, n) {
 			continue
 		}
 		here := 0

@@ -46,7 +46,9 @@ type simNode struct {
 	pushed     bool         // they have given way
 	startup    []corev1.Taint
 	template   *simNode // it is made of, nil: of none alone
-	attached   bool     // the index knows it
+	attached   bool     // the topology knows it
+	domains    []int    // by number of the topology key; nil: not located yet
+	counts     []bool   // in which spreads, by index
 }
 
 // world is the simulated cluster.
