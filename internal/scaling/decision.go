@@ -75,6 +75,7 @@ const (
 	CodeStabilizing        = "Stabilizing"        // the need was higher within the window
 	CodeBudget             = "RemovalBudget"      // a budget of the pool lets no more nodes leave
 	CodeFlapping           = "Flapping"           // nodes are needed again soon after a removal
+	CodeWouldReturn        = "WouldReturn"        // without the node one would be added again
 	CodeRemovalsPerHour    = "RemovalsPerHour"    // as many nodes were removed as may be within an hour
 	CodeUnneededTime       = "UnneededTime"       // not unneeded for long enough
 	CodeMinLifetime        = "MinLifetime"        // the node is too young

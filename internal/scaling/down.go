@@ -154,6 +154,13 @@ func (e *evaluation) take(p *poolRun, all []candidate, n int, r Request) (int, G
 			stop = *g
 			continue
 		}
+		if !r.Override {
+			if g := e.kept(c.n, p); g != nil {
+				p.guard(*g)
+				stop = *g
+				continue
+			}
+		}
 		if left := e.rehome(c.n, e.world.targets(kindReady)); left != nil {
 			p.rejected = append(p.rejected, left.rejects(c.n))
 			continue
@@ -161,6 +168,9 @@ func (e *evaluation) take(p *poolRun, all []candidate, n int, r Request) (int, G
 		e.depart(c.n)
 		if e.remove(c.n, p, why, r) {
 			got++
+			if !r.Override {
+				e.returnable = append(e.returnable, c.n.name)
+			}
 		}
 	}
 	return got, stop
@@ -314,6 +324,7 @@ func (e *evaluation) shrink(p *poolRun, unneeded []candidate) {
 		p.trigger(e.s.Unneeded[c.n.name])
 		if e.remove(c.n, p, reason, Request{}) {
 			got++
+			e.returnable = append(e.returnable, c.n.name)
 		}
 	}
 	if got == 0 && last != nil {
@@ -345,7 +356,7 @@ func (e *evaluation) shrinkGuard(p *poolRun, c candidate, highest int) *Guard {
 		return &Guard{Guard: "stabilization", code: CodeStabilizing, Value: fmt.Sprint(highest), Until: p.st.Needs[0].At.Add(p.Stabilization),
 			Message: fmt.Sprintf("pool %s needed %s within the last %s", p.Name, count(highest, "node"), p.Stabilization), Lifts: "by itself"}
 	}
-	return nil
+	return e.kept(c.n, p)
 }
 
 // needed notes how many nodes the pool needs now and returns the highest need

@@ -2,6 +2,7 @@ package scaling
 
 import (
 	"fmt"
+	"maps"
 	"slices"
 	"time"
 )
@@ -31,6 +32,9 @@ type evaluation struct {
 	pending int
 	unready *Guard         // too many nodes are unready
 	settled map[string]int // how many pods were to come to each node; see survey
+
+	returnable []string          // nodes whose removal was decided, unless it would lead to a new one
+	returning  map[string]*Guard // nodes that stay, because they would come back; see comesBack
 }
 
 // poolRun is what an evaluation gathers about one pool.
@@ -89,6 +93,27 @@ type poolRun struct {
 // the policy gets exactly one decision, and so does every other pool, or no
 // pool (""), that a request names.
 func Evaluate(now time.Time, p Policy, s State, o Observation, seed Seed) Result {
+	returning := map[string]*Guard{}
+	for round := 1; ; round++ {
+		e := newEvaluation(now, p, s, o, seed)
+		e.returning = returning
+		if !e.run() {
+			return Result{State: e.s}
+		}
+		back := e.comesBack()
+		if len(back) == 0 {
+			return e.conclude()
+		}
+		if round >= vetoRounds {
+			back = e.keepAll(back)
+		}
+		maps.Copy(returning, back)
+	}
+}
+
+// newEvaluation is an evaluation that knows what counts now, and has not looked at
+// the cluster yet.
+func newEvaluation(now time.Time, p Policy, s State, o Observation, seed Seed) *evaluation {
 	e := &evaluation{policy: p, obs: o, seed: seed, s: s.clone()}
 	e.now = s.advance(now)
 	e.s.Now = e.now
@@ -103,9 +128,15 @@ func Evaluate(now time.Time, p Policy, s State, o Observation, seed Seed) Result
 		e.keepHeld(p)
 		e.heldRules(p)
 	}
+	return e
+}
+
+// run gathers what is asked for, what may be done about it, and why; false before
+// the first policy: inputs are folded, nothing is judged.
+func (e *evaluation) run() bool {
 	switch problem := e.unobservable(); {
-	case len(p.Pools) == 0: // no policy yet: inputs are folded, nothing is judged
-		return Result{State: e.s}
+	case len(e.policy.Pools) == 0:
+		return false
 	case problem != "":
 		e.holdAll(problem)
 	default:
@@ -116,7 +147,7 @@ func Evaluate(now time.Time, p Policy, s State, o Observation, seed Seed) Result
 		e.scaleUp()
 		e.scaleDown()
 	}
-	return e.conclude()
+	return true
 }
 
 // unobservable says why the observation can't be judged at all, or "".

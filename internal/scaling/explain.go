@@ -13,7 +13,7 @@ import (
 var weight = []string{
 	CodeStaleSnapshot, CodeUnknownPool, CodeRequestRefused, CodeRequestExpired, CodeRequestDeferred, CodeTooManyUnready,
 	CodePaused, CodeBackoff, CodeAtMax, CodeNoPoolFits, CodeCooldown, CodeClaimsInFlight, CodeRemovalsInFlight, CodeBudget,
-	CodeAlert, CodeStartupGrace, CodeFlapping, CodeRemovalsPerHour, CodeStabilizing, CodeUnneededTime, CodeMinLifetime, CodeHeadroom, CodeAtMin, CodeNoRemovableNode, CodeSteady,
+	CodeAlert, CodeStartupGrace, CodeFlapping, CodeRemovalsPerHour, CodeStabilizing, CodeWouldReturn, CodeUnneededTime, CodeMinLifetime, CodeHeadroom, CodeAtMin, CodeNoRemovableNode, CodeSteady,
 }
 
 func rank(code string) int {
