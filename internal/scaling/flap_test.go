@@ -134,5 +134,5 @@ func TestAClusterLosesNoMoreNodesAnHourThanItMay(t *testing.T) {
 	s.state.Requests = s.state.Requests[:1]
 	s.state.Requests[0].Override = true
 	require.Len(t, drained(s.until(time.Minute)), 1)
-	require.Len(t, s.state.Removals, 2, "no more are kept than count")
+	require.Len(t, s.state.Removals, 3, "no more are kept than count, or may be called off")
 }

@@ -83,17 +83,25 @@ func (e *evaluation) reconcileDrain(d Drain) {
 	undone := func() {
 		if d.CancelledAt.IsZero() && !e.policy.DryRun {
 			p.st.RemovalFailedAt = e.now
+			e.unnoteRemoval(d.DecidedAt)
+		}
+		if e.policy.DryRun { // nobody acts: as if it had come to pass
+			p.shrunk(d)
 		}
 		delete(e.s.Drains, d.Node)
 	}
 	if rec == nil || rec.Phase == PhaseRemoved || rec.Phase == PhaseLost || rec.Phase == PhaseFailed {
+		p.shrunk(d)
 		delete(e.s.Drains, d.Node)
 		return
 	}
 	taken := rec.Drain != nil && (d.Seen || rec.Drain.RequestID != d.Previous)
 	switch {
 	case rec.Phase == PhaseRemoving, taken && rec.Drain.final():
-		d.Seen, d.CancelledAt = true, time.Time{} // too late to call it off
+		if !d.CancelledAt.IsZero() { // too late to call it off
+			e.noteRemoval(d.DecidedAt)
+		}
+		d.Seen, d.CancelledAt = true, time.Time{}
 		e.s.Drains[d.Node] = d
 	case taken && !rec.Drain.active(), d.Seen && rec.Drain == nil:
 		undone()

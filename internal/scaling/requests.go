@@ -157,7 +157,7 @@ func (e *evaluation) nodeRequest(r Request) {
 }
 
 func (e *evaluation) uncordon(r Request, n *simNode, p *poolRun, active bool) {
-	d, drained := e.s.Drains[n.name]
+	_, drained := e.s.Drains[n.name]
 	switch {
 	case n.record.Phase == PhaseRemoving, n.record.Drain.final():
 		e.refuse(r, CodeRequestRefused, "the node is drained for its removal, which is past the point of no return")
@@ -165,9 +165,7 @@ func (e *evaluation) uncordon(r Request, n *simNode, p *poolRun, active bool) {
 		e.refuse(r, CodeRequestRefused, "the node is not cordoned by us")
 	default:
 		if drained {
-			d.CancelledAt = e.now
-			e.s.Drains[n.name] = d
-			e.backIn(n, p)
+			e.callOff(n, p)
 		}
 		e.cancel(n, p, r.because(), r)
 		e.answer(r, r.because())
@@ -225,10 +223,7 @@ func (e *evaluation) remove(n *simNode, p *poolRun, why Reason, r Request) bool 
 	p.removed = append(p.removed, n.name)
 	p.downs = append(p.downs, why)
 	p.st.RemovedAt = e.now
-	if r.ID == "" {
-		p.st.ShrunkAt = e.now
-	}
-	e.noteRemoval()
+	e.noteRemoval(e.now)
 	n.kind, n.leaves = kindIdle, true
 	e.world.detach(n)
 	return true
@@ -241,9 +236,15 @@ func (e *evaluation) cancel(n *simNode, p *poolRun, why Reason, r Request) {
 	delete(e.s.Unneeded, n.name)
 }
 
-// backIn counts a node whose removal was called off among those that stay; as
+// callOff calls the removal of a node off. It counts among those that stay; as
 // Ready only when it is uncordoned.
-func (e *evaluation) backIn(n *simNode, p *poolRun) {
+func (e *evaluation) callOff(n *simNode, p *poolRun) {
+	d := e.s.Drains[n.name]
+	if d.CancelledAt.IsZero() {
+		e.unnoteRemoval(d.DecidedAt)
+	}
+	d.CancelledAt = e.now
+	e.s.Drains[n.name] = d
 	e.restore(n)
 	p.leaving--
 	p.size++

@@ -29,8 +29,8 @@ type State struct {
 	Drains   map[string]Drain     `json:"drains,omitempty"`   // in flight, by node
 	Unneeded map[string]time.Time `json:"unneeded,omitempty"` // since when, by node
 	Pools    map[string]PoolState `json:"pools,omitempty"`
-	// Removals are when nodes were removed within the last hour, oldest first, as
-	// many as the policy limits them to.
+	// Removals are when the removals of nodes were decided within the last hour,
+	// oldest first, as many as count. What was called off is not among them.
 	Removals []time.Time `json:"removals,omitempty"`
 }
 
@@ -40,8 +40,8 @@ type PoolState struct {
 	AddedAt         time.Time `json:"added_at,omitzero"`          // last addition
 	RemovedAt       time.Time `json:"removed_at,omitzero"`        // last removal decided
 	RemovalFailedAt time.Time `json:"removal_failed_at,omitzero"` // last removal that was undone
-	// ShrunkAt is when a node was last removed without anybody asking for it, as
-	// long as the pool needed none again.
+	// ShrunkAt is when the last removal that is over was decided without anybody
+	// asking for it, as long as the pool needed no node again.
 	ShrunkAt    time.Time `json:"shrunk_at,omitzero"`
 	Flaps       []Flap    `json:"flaps,omitempty"` // oldest first
 	FrozenUntil time.Time `json:"frozen_until,omitzero"`
@@ -150,6 +150,8 @@ type Drain struct {
 	// CancelledAt is when it was called off; the node is then about to be
 	// capacity again.
 	CancelledAt time.Time `json:"cancelled_at,omitzero"`
+	// Counted says that a node was needed again since: see neededAgain.
+	Counted bool `json:"counted,omitempty"`
 }
 
 func (s State) clone() State {

@@ -310,7 +310,7 @@ func (e *evaluation) claim(p *poolRun, cause string, why Reason) *simNode {
 	p.physical++
 	p.st.AddedAt = e.now
 	if cause == CausePods || cause == CauseAlert || cause == CauseHeadroom {
-		p.neededAgain(e.now)
+		e.neededAgain(p)
 	}
 	p.because(why)
 	n := p.instance(c.Node, kindNew, e)
@@ -355,11 +355,8 @@ func (e *evaluation) revocable(pool string) []*simNode {
 // revoke calls a removal off because the node is needed.
 func (e *evaluation) revoke(n *simNode, why Reason) {
 	p := e.pool(n.pool)
-	d := e.s.Drains[n.name]
-	d.CancelledAt = e.now
-	e.s.Drains[n.name] = d
-	e.backIn(n, p)
-	p.neededAgain(e.now)
+	e.callOff(n, p)
+	e.neededAgain(p)
 	p.restored = append(p.restored, n.name)
 	p.because(Reason{why.Code, "the removal of node " + n.name + " is called off: " + why.Message})
 	e.cancel(n, p, Reason{CodeNewDemand, why.Message}, Request{})
