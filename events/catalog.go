@@ -118,7 +118,7 @@ func buildCatalog() []Definition {
 		def(NodeObserved{}, KeyNode, "collector provisioning", "provisioning", "The API server or the provider says that something about a node changed."),
 		def(NodeDiverged{}, KeyNode, "provisioning", "provisioning", "The reconcile sweep found provider, Kubernetes and records in disagreement."),
 		def(NodeCordoned{}, KeyNode, "draining", "provisioning", "A node takes no new pods."),
-		def(NodeDrainProgressed{}, KeyNode, "draining", "provisioning", "Pods were evicted."),
+		def(NodeDrainProgressed{}, KeyNode, "draining", "provisioning", "Pods were evicted, or pods of Jobs are waited for."),
 		def(NodeDrainBlocked{}, KeyNode, "draining", "provisioning", "An eviction is refused; by what, and what would help."),
 		def(NodeDrained{}, KeyNode, "draining", "provisioning", "No pod is left that had to move. For a removal, the point of no return."),
 		def(NodeUncordoned{}, KeyNode, "draining", "provisioning", "A drain or cordon was undone; the node is capacity again."),

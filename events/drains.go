@@ -33,11 +33,15 @@ func (NodeCordoned) EventType() string { return TypeNodeCordoned }
 // Validate implements Payload.
 func (p NodeCordoned) Validate() error { return p.validate() }
 
-// NodeDrainProgressed says that pods were evicted.
+// NodeDrainProgressed says that pods were evicted, or that others are waited for.
 type NodeDrainProgressed struct {
 	DrainRef
 	Evicted   []string `json:"evicted"`   // ns/name
 	Remaining int      `json:"remaining"` // pods that still have to go
+	// WaitingFor are pods of Jobs, ns/name, that may end by themselves until
+	// WaitUntil; it is published when they change.
+	WaitingFor []string  `json:"waiting_for,omitempty"`
+	WaitUntil  time.Time `json:"wait_until,omitzero"`
 }
 
 // EventType implements Payload.

@@ -95,6 +95,9 @@ type NodeDrainRequested struct {
 	NotAfter   time.Time `json:"not_after"`  // draining refuses it later
 	// Deadline is how long the drain may take from its start; then it is undone.
 	Deadline Duration `json:"deadline"`
+	// JobsDeadline is how long pods of Jobs may go on before they are evicted, from
+	// the cordon; the deadline counts from then. Absent: not at all.
+	JobsDeadline Duration `json:"jobs_deadline,omitempty"`
 }
 
 // EventType implements Payload.
@@ -109,6 +112,7 @@ func (p NodeDrainRequested) Validate() error {
 	r.text("reason.code", p.Reason.Code)
 	r.instant("not_after", p.NotAfter)
 	r.atLeast("deadline", int64(p.Deadline), 1)
+	r.atLeast("jobs_deadline", int64(p.JobsDeadline), 0)
 	if p.Goal == GoalRemove {
 		// A node without a claim is not ours to remove.
 		r.text("claim_id", p.ClaimID)

@@ -139,6 +139,9 @@ type DrainRecord struct {
 	RequestID string    `json:"request_id"` // the drain request it serves
 	Reason    string    `json:"reason,omitempty"`
 	Blockers  []Blocker `json:"blockers,omitempty"`
+	// WaitingFor are pods of Jobs, ns/name, that may end by themselves until the
+	// deadline; then they are evicted.
+	WaitingFor []string `json:"waiting_for,omitempty"`
 }
 
 // NodeRecord is what provisioning and draining know of a node.

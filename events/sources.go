@@ -270,9 +270,12 @@ type PoolPolicy struct {
 	RegisterDeadline Duration `json:"register_deadline"` // from the start of the machine to Ready
 	ClaimExpiry      Duration `json:"claim_expiry"`      // a claim not taken up by then is void
 	DrainDeadline    Duration `json:"drain_deadline"`    // then uncordon, nothing removed
-	BackoffInitial   Duration `json:"backoff_initial"`   // after a failed claim, doubled each time
-	BackoffMax       Duration `json:"backoff_max"`
-	BackoffReset     Duration `json:"backoff_reset"` // without failure, back to the initial value
+	// JobsDeadline is how long pods of Jobs may go on on a node that is to be removed;
+	// absent: they are evicted like all others.
+	JobsDeadline   Duration `json:"jobs_deadline,omitempty"`
+	BackoffInitial Duration `json:"backoff_initial"` // after a failed claim, doubled each time
+	BackoffMax     Duration `json:"backoff_max"`
+	BackoffReset   Duration `json:"backoff_reset"` // without failure, back to the initial value
 }
 
 // Policy is everything of the configuration that decision reads.

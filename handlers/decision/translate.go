@@ -31,7 +31,7 @@ func (r *Record) Policy() scaling.Policy {
 			ScaleDownAfterFail: o.ScaleDownAfterFail.Std(), ScaleDownCooldown: o.ScaleDownCooldown.Std(),
 			Stabilization: o.Stabilization.Std(), UtilizationThreshold: o.UtilizationThreshold, Unneeded: o.Unneeded.Std(),
 			MinLifetime: o.MinLifetime.Std(), MaxRemovals: o.MaxRemovals, RemovalOrder: o.RemovalOrder, FlapCount: o.FlapCount, FlapWithin: o.FlapWithin.Std(), FlapFreeze: o.FlapFreeze.Std(), RegisterDeadline: o.RegisterDeadline.Std(),
-			ClaimExpiry: o.ClaimExpiry.Std(), DrainDeadline: o.DrainDeadline.Std(), BackoffInitial: o.BackoffInitial.Std(),
+			ClaimExpiry: o.ClaimExpiry.Std(), DrainDeadline: o.DrainDeadline.Std(), JobsDeadline: o.JobsDeadline.Std(), BackoffInitial: o.BackoffInitial.Std(),
 			BackoffMax: o.BackoffMax.Std(), BackoffReset: o.BackoffReset.Std(),
 		})
 	}

@@ -47,7 +47,7 @@ func setup(t *testing.T) *testBundle {
 	s := bustest.Server(t)
 	return &testBundle{t: t, server: s, world: newWorld(), bus: bustest.Open(t, s), times: Times{
 		Poll: 10 * time.Millisecond, RetryBase: 10 * time.Millisecond, RetryMax: 40 * time.Millisecond,
-		Look: 50 * time.Millisecond, Lease: 3 * time.Second, Stuck: 100 * time.Millisecond,
+		Jobs: 10 * time.Millisecond, Look: 50 * time.Millisecond, Lease: 3 * time.Second, Stuck: 100 * time.Millisecond,
 	}}
 }
 

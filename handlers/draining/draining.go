@@ -28,6 +28,8 @@ type Times struct {
 	Call time.Duration
 	// Poll is how often a node with terminating pods is looked at. Default 1 s.
 	Poll time.Duration
+	// Jobs is how often a node that waits for pods of Jobs is looked at. Default 5 s.
+	Jobs time.Duration
 	// RetryBase and RetryMax bound the waiting time after a refused eviction or
 	// a failed call, which doubles. Defaults 1 s and 5 s: a budget is often free
 	// again as soon as the replacement of an evicted pod is Ready.
@@ -51,7 +53,7 @@ func (t Times) withDefaults() Times {
 		v   *time.Duration
 		def time.Duration
 	}{
-		{&t.Call, 30 * time.Second}, {&t.Poll, time.Second}, {&t.RetryBase, time.Second}, {&t.RetryMax, 5 * time.Second},
+		{&t.Call, 30 * time.Second}, {&t.Poll, time.Second}, {&t.Jobs, 5 * time.Second}, {&t.RetryBase, time.Second}, {&t.RetryMax, 5 * time.Second},
 		{&t.Stuck, 30 * time.Second}, {&t.Look, time.Minute}, {&t.Keep, 24 * time.Hour}, {&t.Lease, 30 * time.Second},
 	} {
 		if *d.v <= 0 {
@@ -129,7 +131,10 @@ func New(ctx context.Context, o Options) (*Handler, error) {
 		Handler: events.HandlerDraining,
 		// A drain is woken at its deadline even when every worker was down.
 		Deadline: func(_ bus.Key, d lifecycle.Drain) time.Time {
-			if d.Active() {
+			switch {
+			case d.Phase == lifecycle.DrainFinishing:
+				return d.JobsUntil
+			case d.Active():
 				return d.Deadline
 			}
 			return time.Time{}

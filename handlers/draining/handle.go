@@ -67,6 +67,10 @@ func (h *Handler) requested(ctx context.Context, d bus.Delivery, p events.NodeDr
 			return refuse(t, d, p, ReasonRequestExpired, fmt.Sprintf("the request ended at %s and was read at %s; nothing was changed",
 				p.NotAfter.UTC().Format(time.RFC3339), t.Now.Format(time.RFC3339)))
 		}
+		var jobsUntil time.Time // of a drain under way, whose Jobs had their time
+		if st.Active() && p.JobsDeadline > 0 {
+			jobsUntil = st.JobsUntil
+		}
 		if st.Request(p.Goal, p.Deadline.Std(), t.Now) != nil {
 			t.Unchanged()
 			if st.Phase == lifecycle.DrainUncordoning {
@@ -84,6 +88,7 @@ func (h *Handler) requested(ctx context.Context, d bus.Delivery, p events.NodeDr
 			CorrelationID: events.Extension(d.Event, events.ExtCorrelationID),
 			Phase:         st.Phase, Since: st.Since, Deadline: st.Deadline, Within: st.Within,
 			DecidedAt: p.DecidedAt, RequestedAt: st.RequestedAt, NotAfter: p.NotAfter,
+			JobsWithin: p.JobsDeadline.Std(), JobsUntil: jobsUntil,
 		}
 		return nil
 	})
@@ -127,7 +132,7 @@ func (h *Handler) cancelled(ctx context.Context, d bus.Delivery, p events.NodeDr
 		}
 		outcome = "drain is being undone"
 		st.UndoReason = lifecycle.Reason(p.Reason)
-		st.NextAt, st.Attempt, st.Evicting = time.Time{}, 0, nil
+		st.NextAt, st.Attempt, st.Evicting, st.WaitingFor = time.Time{}, 0, nil, nil
 		if p.Actor != "" {
 			st.Actor, st.ScaleRequestID = p.Actor, p.RequestID
 			st.UndoAnyone = true

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/k3s-autoscaler/k3s-autoscaler/bus"
@@ -69,8 +70,8 @@ func (h *Handler) work(ctx context.Context, l *lease) error {
 		err = h.expire(ctx, l)
 	case d.Phase == lifecycle.DrainRequested:
 		err = h.cordon(ctx, l)
-	case d.Phase == lifecycle.DrainCordoned:
-		err = h.beginEvicting(ctx, l)
+	case d.Phase == lifecycle.DrainCordoned, d.Phase == lifecycle.DrainFinishing:
+		err = h.finishJobs(ctx, l)
 	default:
 		err = h.evictRound(ctx, l)
 	}
@@ -227,6 +228,9 @@ func (h *Handler) cordon(ctx context.Context, l *lease) error {
 		if err != nil {
 			return fmt.Errorf("list the node's pods: %w", err)
 		}
+		if d.JobsWithin > 0 { // these may end by themselves
+			pods = slices.DeleteFunc(slices.Clone(pods), ofJob)
+		}
 		if blockers := neverEvicted(pods, d.Actor != ""); len(blockers) > 0 {
 			return h.refuseBlocked(ctx, l, blockers)
 		}
@@ -263,10 +267,6 @@ func (h *Handler) refuseBlocked(ctx context.Context, l *lease, blockers []lifecy
 		h.log.WarnContext(ctx, "drain refused, pods on the node are never evicted", "node", d.Node, "blockers", names(blockers), "request", d.RequestID)
 	}
 	return err
-}
-
-func (h *Handler) beginEvicting(ctx context.Context, l *lease) error {
-	return h.settle(ctx, l, lifecycle.OnEvicting, func(*turn) error { return nil })
 }
 
 // uncordon undoes our cordon.

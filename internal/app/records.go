@@ -25,6 +25,9 @@ func nodeRecord(name string, n *lifecycle.Node, d *lifecycle.Drain) events.NodeR
 	if d != nil && d.Phase != "" && d.Phase != lifecycle.DrainDone {
 		r.Drain = &events.DrainRecord{Goal: d.Goal, Phase: string(d.Phase), Since: d.Since, Deadline: d.Deadline,
 			RequestID: d.RequestID, Reason: d.Reason.Message}
+		if d.Phase == lifecycle.DrainFinishing {
+			r.Drain.Deadline, r.Drain.WaitingFor = d.JobsUntil, d.WaitingFor
+		}
 		for _, b := range d.Blockers {
 			r.Drain.Blockers = append(r.Drain.Blockers, events.Blocker(b))
 		}

@@ -271,6 +271,7 @@ func parse(e api.Entry) seen {
 		Blockers  []events.Blocker `json:"blockers"`
 		Evicted   json.RawMessage  `json:"evicted"`
 		Remaining *int             `json:"remaining"`
+		Waiting   []string         `json:"waiting_for"`
 	}
 	_ = json.Unmarshal(ev.Data(), &data) // what is not there is not shown
 	if strings.HasPrefix(x.name, "snapshot.") || strings.HasPrefix(x.name, "decision.") {
@@ -306,6 +307,9 @@ func parse(e api.Entry) seen {
 			of = "dead letter"
 		}
 		part(plural(*data.Remaining, of) + " left")
+	}
+	if n := len(data.Waiting); n > 0 {
+		part("waits for " + plural(n, "pod") + " of Jobs to end: " + some(data.Waiting, n))
 	}
 	x.what = strings.Join(parts, " ")
 	why := reasonText(data.Reason)

@@ -45,6 +45,8 @@ func TestNodes(t *testing.T) {
 		{Name: "burst-0a1b2c3d4e", Pool: "burst", Phase: "ready", Ready: "True", Pods: 4, CPURequested: .62, MemRequested: .3, CreatedAt: t0.Add(-40 * time.Minute),
 			Drain: &events.DrainRecord{Goal: "remove", Phase: "draining", Deadline: t0.Add(80 * time.Second), Blockers: []events.Blocker{{Kind: "PodDisruptionBudget", Name: "web/web"}}}},
 		{Name: "burst-5f6g7h8i9j", Pool: "burst", Phase: "created", CreatedAt: t0.Add(-20 * time.Second), Deadline: t0.Add(100 * time.Second)},
+		{Name: "burst-6g7h8i9j0k", Pool: "burst", Phase: "ready", Ready: "True", Pods: 2, CreatedAt: t0.Add(-3 * time.Hour), Unschedulable: true,
+			Drain: &events.DrainRecord{Goal: "remove", Phase: "finishing", Deadline: t0.Add(50 * time.Minute), WaitingFor: []string{"ci/build-1", "ci/build-2"}}},
 		{Name: "burst-old", Pool: "burst", Phase: "failed", CreatedAt: t0.Add(-time.Hour), Failure: &events.Failure{Reason: reason("Exited", "the agent exited with code 1")}},
 		{Name: "server-0", Ready: "True", Pods: 9, CPURequested: 1.02, CreatedAt: t0.Add(-90 * 24 * time.Hour), Unschedulable: true},
 	}}

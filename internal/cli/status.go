@@ -231,18 +231,29 @@ func (a *app) nodesTable(w io.Writer, nodes []api.Node) error {
 	return t.flush("")
 }
 
+func (a *app) drainNote(d events.DrainRecord) string {
+	until := ""
+	if !d.Deadline.IsZero() {
+		until = " " + a.until(d.Deadline)
+	}
+	waits := fmt.Sprintf("waits for pods of Jobs (%s)", some(d.WaitingFor, len(d.WaitingFor)))
+	switch remove := d.Goal == events.GoalRemove; {
+	case len(d.WaitingFor) > 0 && remove:
+		return waits + until + ", then to be removed"
+	case len(d.WaitingFor) > 0:
+		return waits + until + ", then to be drained"
+	case remove:
+		return d.Phase + ", to be removed" + until
+	}
+	return d.Phase + until
+}
+
 func (a *app) nodeNote(n api.Node) string {
 	var parts []string
 	switch {
 	case n.Phase == "removed":
 	case n.Drain != nil:
-		text := n.Drain.Phase
-		if n.Drain.Goal == events.GoalRemove {
-			text += ", to be removed"
-		}
-		if !n.Drain.Deadline.IsZero() {
-			text += " " + a.until(n.Drain.Deadline)
-		}
+		text := a.drainNote(*n.Drain)
 		for _, b := range n.Drain.Blockers {
 			text += "; blocked by " + strings.TrimSpace(b.Kind+" "+b.Name)
 		}

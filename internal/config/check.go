@@ -127,6 +127,9 @@ func (d *decoder) checkPool(at string, p Pool) {
 	if p.Backoff.Initial > p.Backoff.Max {
 		d.fail(d.given(at+".backoff.initial", at+".backoff.max"), fmt.Sprintf("initial is %s, longer than max (%s)", p.Backoff.Initial, p.Backoff.Max), "initial at most max")
 	}
+	if p.ScaleDown.Jobs == JobsFinish && p.ScaleDown.JobsDeadline <= 0 {
+		d.fail(d.given(at+".scale_down.jobs_deadline", at+".scale_down.jobs"), fmt.Sprintf("is %s", p.ScaleDown.JobsDeadline), "how long pods of Jobs may go on, such as 1h, or jobs: evict")
+	}
 	d.checkHeadroom(at+".headroom", p, p.Headroom)
 	d.checkSchedules(at+".schedules", at, p)
 	for i, b := range p.ScaleDown.Budgets {

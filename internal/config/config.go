@@ -20,6 +20,12 @@ const (
 	ProviderSimulated = "simulated"
 )
 
+// What becomes of the pods of Jobs.
+const (
+	JobsEvict  = "evict"
+	JobsFinish = "finish"
+)
+
 // InCluster as a kubeconfig means the service account of the pod.
 const InCluster = "in-cluster"
 
@@ -137,6 +143,8 @@ type ScaleDown struct {
 	Order                string          `yaml:"order" default:"newest" enum:"newest,least-utilized,cheapest-to-move" doc:"Which node goes first: the one that was Ready last, the one whose pods ask for least, or the one with the fewest pods to move."`
 	MaxRemovals          int             `yaml:"max_removals" default:"0" min:"0" doc:"Nodes of the pool leaving at a time; 0 means 10 % of max, at least one."`
 	Budgets              []RemovalBudget `yaml:"budgets" doc:"How many nodes of the pool may leave at a time, always or within windows; of several the lowest counts, max_removals among them. A person passes them with an override."`
+	Jobs                 string          `yaml:"jobs" default:"evict" enum:"evict,finish" doc:"What becomes of the pods of Jobs on a node that is to go: 'evict' treats them like all others; 'finish' lets them end first, whatever their annotations, budgets and local volumes say: the node takes no new pods, waits until they are done, and is then emptied and removed. It stays if it is needed meanwhile."`
+	JobsDeadline         events.Duration `yaml:"jobs_deadline" default:"1h" doc:"How long 'jobs: finish' waits; then those that are left are evicted, unless they are never evicted (annotations, local volumes): then the node stays."`
 	Flap                 Flap            `yaml:"flap" doc:"When a pool is found to need its nodes again and again, and stops to remove them by itself."`
 }
 

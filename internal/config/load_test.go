@@ -116,6 +116,8 @@ func TestPolicyHoldsWhatDecisionReads(t *testing.T) {
 	require.Nil(t, p.Pools[1].Headroom)
 	require.Equal(t, 5*time.Minute, p.Pools[0].ReplaceUnreadyAfter.Std())
 	require.Zero(t, p.Pools[1].ReplaceUnreadyAfter)
+	require.Equal(t, 2*time.Hour, p.Pools[0].JobsDeadline.Std())
+	require.Zero(t, p.Pools[1].JobsDeadline, "pods of Jobs are evicted like all others")
 	require.Empty(t, p.Pools[1].Schedules)
 	require.Equal(t, int32(-10), *p.ExpendableBelow)
 	require.Len(t, p.AlertRules, 1)

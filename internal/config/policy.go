@@ -92,6 +92,9 @@ func (p Pool) policy() events.PoolPolicy {
 		BackoffMax:           p.Backoff.Max,
 		BackoffReset:         p.Backoff.Reset,
 	}
+	if p.ScaleDown.Jobs == JobsFinish {
+		out.JobsDeadline = p.ScaleDown.JobsDeadline
+	}
 	for _, s := range p.Schedules {
 		out.Schedules = append(out.Schedules, events.PoolSchedule{Name: s.Name, Schedule: s.Schedule, Duration: s.Duration, Timezone: s.Timezone,
 			Min: s.Min, Max: s.Max, Headroom: s.Headroom.policy()})

@@ -111,6 +111,8 @@ func TestEachMistakeIsNamed(t *testing.T) {
 		"a negative duration":                   {pool("        claim_expiry: -1s"), `claim_expiry: is "-1s", expected a positive duration`},
 		"a threshold over 1":                    {pool("        scale_down: {utilization_threshold: 50}"), `is 50, expected a number from 0 to 1`},
 		"an order of removal that there is not": {pool("        scale_down: {order: oldest}"), `scale_down.order: is "oldest" (did you mean "newest"?), expected one of newest, least-utilized, cheapest-to-move`},
+		"no time for Jobs":                      {pool("        scale_down: {jobs: finish, jobs_deadline: 0s}"), `scale_down.jobs_deadline: is 0s, expected how long pods of Jobs may go on, such as 1h, or jobs: evict`},
+		"Jobs that do something else":           {pool("        scale_down: {jobs: wait}"), `scale_down.jobs: is "wait", expected one of evict, finish`},
 		"a budget of nothing":                   {pool("        scale_down: {budgets: [{schedule: '0 9 * * *', duration: 8h}]}"), `scale_down.budgets[0].nodes: is missing`},
 		"a budget that is no number":            {pool("        scale_down: {budgets: [{nodes: few}]}"), `scale_down.budgets[0].nodes: is "few", expected a number of nodes such as 0 or 2, or a share of the pool such as 10%`},
 		"a budget without a window":             {pool("        scale_down: {budgets: [{nodes: 1}, {nodes: 0, schedule: '0 9 * * *'}]}"), `scale_down.budgets[1]`},

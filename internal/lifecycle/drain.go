@@ -12,8 +12,9 @@ type DrainPhase string
 const (
 	DrainRequested   DrainPhase = "requested" // not yet cordoned
 	DrainCordoned    DrainPhase = "cordoned"
-	DrainDraining    DrainPhase = "draining" // pods are being evicted
-	DrainDrained     DrainPhase = "drained"  // nothing is left that had to move
+	DrainFinishing   DrainPhase = "finishing" // pods of Jobs are left to end by themselves
+	DrainDraining    DrainPhase = "draining"  // pods are being evicted
+	DrainDrained     DrainPhase = "drained"   // nothing is left that had to move
 	DrainUncordoning DrainPhase = "uncordoning"
 	DrainDone        DrainPhase = "done"
 )
@@ -32,6 +33,7 @@ type DrainEvent string
 const (
 	OnDrainRequested DrainEvent = "requested"  // decision asked for it, or for another goal
 	OnCordoned       DrainEvent = "cordoned"   // the node takes no new pods
+	OnWaiting        DrainEvent = "waiting"    // pods of Jobs are there, and may end by themselves
 	OnEvicting       DrainEvent = "evicting"   // the first eviction is about to be tried
 	OnEmptied        DrainEvent = "emptied"    // no pod is left that has to move
 	OnCancelled      DrainEvent = "cancelled"  // decision asked to undo it
@@ -59,6 +61,9 @@ var (
 //	         requested ─► cordoned ─► draining ─► drained ─► done
 //	             │      (goal cordon:  │             │    (removed)
 //	             │        stays here)  │             │
+//	             │            │ ▲      │             │
+//	             │    waiting ▼ │ jobs have ended, or time is up
+//	             │         finishing   │             │
 //	cancelled,   │            │        │             │ cancelled
 //	expired      ▼            ▼        ▼             ▼ (not with goal remove)
 //	         uncordoning ◄────┴────────┴─────────────┘
@@ -79,11 +84,17 @@ var drains = []drainRow{
 	{DrainRequested, OnGone, nil, DrainDone, DeadlineNone, UndoNothing},
 
 	{DrainCordoned, OnDrainRequested, nil, DrainRequested, DeadlineDrain, UndoUncordon},
+	{DrainCordoned, OnWaiting, emptying, DrainFinishing, DeadlineNone, UndoUncordon},
 	{DrainCordoned, OnEvicting, emptying, DrainDraining, DeadlineKeep, UndoUncordon},
 	{DrainCordoned, OnEmptied, emptying, DrainDrained, DeadlineNone, UndoNothing},
 	{DrainCordoned, OnCancelled, nil, DrainUncordoning, DeadlineNone, UndoNothing},
 	{DrainCordoned, OnExpired, emptying, DrainUncordoning, DeadlineNone, UndoNothing},
 	{DrainCordoned, OnGone, nil, DrainDone, DeadlineNone, UndoNothing},
+
+	{DrainFinishing, OnDrainRequested, nil, DrainRequested, DeadlineDrain, UndoUncordon},
+	{DrainFinishing, OnEvicting, emptying, DrainDraining, DeadlineDrain, UndoUncordon},
+	{DrainFinishing, OnCancelled, nil, DrainUncordoning, DeadlineNone, UndoNothing},
+	{DrainFinishing, OnGone, nil, DrainDone, DeadlineNone, UndoNothing},
 
 	{DrainDraining, OnDrainRequested, nil, DrainRequested, DeadlineDrain, UndoUncordon},
 	{DrainDraining, OnEmptied, emptying, DrainDrained, DeadlineNone, UndoNothing},
@@ -135,6 +146,13 @@ type Drain struct {
 	DrainedAt   time.Time     `json:"drained_at,omitzero"`
 	NotAfter    time.Time     `json:"not_after,omitzero"`
 
+	// JobsWithin is how long pods of Jobs may go on once the node is cordoned; 0:
+	// they are evicted like any other. JobsUntil is when that ends, WaitingFor those
+	// that are waited for, ns/name.
+	JobsWithin time.Duration `json:"jobs_within,omitempty"`
+	JobsUntil  time.Time     `json:"jobs_until,omitzero"`
+	WaitingFor []string      `json:"waiting_for,omitempty"`
+
 	// Cordon is ours: the node was schedulable before, so an undo uncordons it.
 	CordonOurs bool `json:"cordon_ours,omitempty"`
 
@@ -182,7 +200,7 @@ func (d *Drain) Undo() Undo {
 // Active reports whether the drain has work open, now or at its deadline.
 func (d *Drain) Active() bool {
 	switch d.Phase {
-	case DrainRequested, DrainDraining, DrainUncordoning:
+	case DrainRequested, DrainFinishing, DrainDraining, DrainUncordoning:
 		return true
 	case DrainCordoned:
 		return d.Goal != GoalCordon
@@ -220,13 +238,19 @@ func (d *Drain) On(e DrainEvent, at time.Time) error {
 	}
 	d.Phase, d.Since = r.to, at
 	switch r.deadline {
-	case DeadlineKeep, DeadlineDrain:
+	case DeadlineKeep:
+	case DeadlineDrain: // evictions have all of their time after the Jobs
+		d.Deadline = at.Add(d.Within)
 	case DeadlineNone, DeadlineNotAfter, DeadlineRegister:
 		d.Deadline = time.Time{}
 	}
 	switch e {
 	case OnCordoned:
 		d.CordonedAt = at
+	case OnWaiting:
+		if d.JobsUntil.IsZero() {
+			d.JobsUntil = at.Add(d.JobsWithin)
+		}
 	case OnEmptied:
 		d.DrainedAt = at
 	case OnDrainRequested, OnEvicting, OnCancelled, OnExpired, OnUncordoned, OnGone:

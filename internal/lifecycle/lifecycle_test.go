@@ -189,6 +189,33 @@ func TestDrainIsUndoneByCancelAndDeadlineAlike(t *testing.T) {
 	}
 }
 
+func TestADrainThatWaitsForJobsHasAllOfItsTimeAfterThem(t *testing.T) {
+	t.Parallel()
+	d := Drain{JobsWithin: time.Hour}
+	require.NoError(t, d.Request(GoalRemove, time.Minute, t0))
+	require.NoError(t, d.On(OnCordoned, t0.Add(time.Second)))
+	require.NoError(t, d.On(OnWaiting, t0.Add(2*time.Second)))
+	require.Equal(t, DrainFinishing, d.Phase)
+	require.Equal(t, t0.Add(time.Hour+2*time.Second), d.JobsUntil)
+	require.Zero(t, d.Deadline)
+	require.True(t, d.Active())
+	require.Equal(t, UndoUncordon, d.Undo())
+	require.True(t, d.Can(OnCancelled))
+	require.False(t, d.Can(OnExpired))
+	require.False(t, d.Can(OnEmptied), "the node is looked at again before it is drained")
+
+	again := d
+	require.NoError(t, again.Request(GoalRemove, time.Minute, t0.Add(time.Minute)))
+	require.Equal(t, t0.Add(2*time.Minute), again.Deadline)
+	require.NoError(t, again.On(OnCordoned, t0.Add(time.Minute)))
+	require.NoError(t, again.On(OnWaiting, t0.Add(time.Minute)))
+	require.Equal(t, d.JobsUntil, again.JobsUntil, "asked for again, they get no more time")
+
+	require.NoError(t, d.On(OnEvicting, t0.Add(30*time.Minute)))
+	require.Equal(t, DrainDraining, d.Phase)
+	require.Equal(t, t0.Add(31*time.Minute), d.Deadline)
+}
+
 func TestCordonStaysWithoutDeadlineUntilMoreIsAskedFor(t *testing.T) {
 	t.Parallel()
 	d := Drain{}
@@ -235,7 +262,7 @@ func TestEmptiedNodeThatStaysMayBeRemovedOrUncordonedLater(t *testing.T) {
 
 func TestGoneEndsADrainFromEverywhere(t *testing.T) {
 	t.Parallel()
-	for _, p := range []DrainPhase{DrainRequested, DrainCordoned, DrainDraining, DrainDrained, DrainUncordoning} {
+	for _, p := range []DrainPhase{DrainRequested, DrainCordoned, DrainFinishing, DrainDraining, DrainDrained, DrainUncordoning} {
 		d := Drain{Phase: p, Goal: GoalRemove, Deadline: t0}
 		require.NoError(t, d.On(OnGone, t0), p)
 		require.Equal(t, DrainDone, d.Phase)

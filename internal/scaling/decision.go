@@ -46,6 +46,8 @@ type Order struct {
 	Actor      string        `json:"actor,omitempty"`
 	NotAfter   time.Time     `json:"not_after,omitzero"`
 	Deadline   time.Duration `json:"deadline,omitempty"` // from the start of the drain
+	// JobsDeadline is how long pods of Jobs may go on before that.
+	JobsDeadline time.Duration `json:"jobs_deadline,omitempty"`
 }
 
 // Reason is a code for programs and a sentence for people.

@@ -32,6 +32,7 @@ const (
 
 	DrainRequested   = "requested"
 	DrainCordoned    = "cordoned"
+	DrainFinishing   = "finishing"
 	DrainDraining    = "draining"
 	DrainDrained     = "drained"
 	DrainUncordoning = "uncordoning"

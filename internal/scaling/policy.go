@@ -110,6 +110,7 @@ type Pool struct {
 	RegisterDeadline       time.Duration // from the start of the machine to Ready
 	ClaimExpiry            time.Duration // a claim or drain not taken up by then is void
 	DrainDeadline          time.Duration // then the drain is undone
+	JobsDeadline           time.Duration // so long pods of Jobs may go on on a node that is to go; 0: not at all
 	BackoffInitial         time.Duration // after a failed claim, doubled each time
 	BackoffMax             time.Duration
 	BackoffReset           time.Duration // without a failure this long, back to the initial value

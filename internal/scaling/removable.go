@@ -89,7 +89,7 @@ func (e *evaluation) blockers(n *simNode, auto bool) []Alternative {
 		block("DoNotDisrupt", "carries the annotation "+AnnotationDoNotDisrupt, "remove the annotation from the node")
 	}
 	for _, p := range n.pods {
-		if !p.Mirror && p.OwnerKind != "DaemonSet" && !p.Deleting {
+		if !p.Mirror && p.OwnerKind != "DaemonSet" && !p.Deleting && !e.pool(n.pool).lets(p) {
 			e.podBlockers(p, auto, block)
 		}
 	}

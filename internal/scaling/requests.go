@@ -189,7 +189,7 @@ func (e *evaluation) belowMin(p *poolRun, n *simNode) bool {
 func (e *evaluation) order(r Request, n *simNode, p *poolRun, goal string) {
 	e.drains = append(e.drains, Order{Node: n.name, Pool: n.pool, ClaimID: n.record.ClaimID, Goal: goal,
 		DecisionID: e.decisionID(p), RequestID: r.ID, Reason: r.because(), Actor: r.Actor,
-		NotAfter: e.now.Add(p.ClaimExpiry), Deadline: p.DrainDeadline})
+		NotAfter: e.now.Add(p.ClaimExpiry), Deadline: p.DrainDeadline, JobsDeadline: p.jobsDeadline(goal, r)})
 	n.kind = kindIdle
 	delete(e.s.Unneeded, n.name)
 	e.answer(r, r.because())
@@ -214,7 +214,8 @@ func (e *evaluation) remove(n *simNode, p *poolRun, why Reason, r Request) bool 
 	e.s.Drains[n.name] = d
 	delete(e.s.Unneeded, n.name)
 	e.drains = append(e.drains, Order{Node: n.name, Pool: n.pool, ClaimID: n.record.ClaimID, Goal: GoalRemove,
-		DecisionID: d.DecisionID, RequestID: r.ID, Reason: why, Actor: r.Actor, NotAfter: d.NotAfter, Deadline: p.DrainDeadline})
+		DecisionID: d.DecisionID, RequestID: r.ID, Reason: why, Actor: r.Actor, NotAfter: d.NotAfter, Deadline: p.DrainDeadline,
+		JobsDeadline: p.jobsDeadline(GoalRemove, r)})
 	if n.node.Ready {
 		p.ready--
 	}
