@@ -35,6 +35,7 @@ type evaluation struct {
 
 	returnable []string          // nodes whose removal was decided, unless it would lead to a new one
 	returning  map[string]*Guard // nodes that stay, because they would come back; see comesBack
+	listed     *Observation      // obs with its objects in slices; nil: not needed yet
 }
 
 // poolRun is what an evaluation gathers about one pool.

@@ -104,6 +104,41 @@ func (x *Index) meet(o Observation) {
 // Observation is what the index holds now, until the next change of it.
 func (x *Index) Observation() Observation { return x.o }
 
+// listed is the observation with its objects in slices and no index, so that it can
+// be changed. Pods that have ended are not among them.
+func (o Observation) listed() Observation {
+	x := o.index
+	if x == nil {
+		return o
+	}
+	o.index = nil
+	for _, e := range x.order {
+		o.Nodes = append(o.Nodes, *e.node)
+	}
+	for _, p := range x.unbound {
+		o.Pods = append(o.Pods, *p)
+	}
+	for _, name := range sortedKeys(x.nodes) {
+		for _, p := range x.nodes[name].bound {
+			o.Pods = append(o.Pods, *p)
+		}
+	}
+	for _, id := range sortedKeys(x.classes) {
+		o.Classes = append(o.Classes, x.classes[id].observed)
+	}
+	o.Budgets = x.budgets
+	for _, d := range x.daemons {
+		o.DaemonSets = append(o.DaemonSets, DaemonSet{Namespace: d.Namespace, Name: d.Name, Class: d.Class})
+	}
+	for _, r := range x.records {
+		o.Records = append(o.Records, *r)
+	}
+	for _, name := range sortedKeys(x.spaces) {
+		o.Namespaces = append(o.Namespaces, Namespace{Name: name, Labels: x.spaces[name]})
+	}
+	return o
+}
+
 func (x *Index) entry(name string) *nodeEntry {
 	e := x.nodes[name]
 	if e == nil {

@@ -14,6 +14,9 @@ const (
 	vetoRounds = 4
 	// maxInstants is how many instants ahead are looked at, the earliest first.
 	maxInstants = 8
+	// maxReturning is how many nodes are told from those that may go. With more, all
+	// from there on stay until the ones before them are gone.
+	maxReturning = 8
 )
 
 // comesBack finds the removals of this evaluation after which nodes would be added
@@ -26,19 +29,29 @@ const (
 // a place below max for pods that wait, another template, a pod for which room was
 // being made on the node; and what comes soon, such as the window of a schedule.
 func (e *evaluation) comesBack() map[string]*Guard {
-	names := e.returnable
-	if len(names) == 0 {
-		return nil
-	}
 	out := map[string]*Guard{}
-	for _, name := range names {
-		if g := e.returns(name); g != nil {
-			out[name] = g
+	for names := slices.Clone(e.returnable); len(names) > 0; {
+		g := e.returns(names...)
+		if g == nil {
+			break
 		}
-	}
-	if len(out) == 0 && len(names) > 1 {
-		if g := e.returns(names...); g != nil { // only all of them together
-			out[names[len(names)-1]] = g
+		// The shortest beginning that comes back ends with the one that makes it so.
+		low, high := 0, len(names)-1
+		for low < high {
+			mid := (low + high) / 2
+			if at := e.returns(names[:mid+1]...); at != nil {
+				high, g = mid, at
+			} else {
+				low = mid + 1
+			}
+		}
+		out[names[high]] = g
+		names = slices.Delete(names, high, high+1)
+		if len(out) == maxReturning {
+			for _, name := range names[high:] {
+				out[name] = g
+			}
+			break
 		}
 	}
 	return out
@@ -122,8 +135,8 @@ func (e *evaluation) turningPoints(ahead time.Duration) []time.Time {
 		out = append(out, e.givesUp(p)...)
 		out = append(out, p.st.Backoff.Until, e.s.Pauses[p.Name].Until)
 	}
-	for _, name := range e.world.names {
-		if n := e.world.nodes[name]; n.kind == kindStarting {
+	for _, n := range e.world.order {
+		if n.kind == kindStarting {
 			out = append(out, n.startsUntil())
 		}
 	}
@@ -139,9 +152,9 @@ func (e *evaluation) turningPoints(ahead time.Duration) []time.Time {
 // elsewhere, and the scheduler has refused those that wait now.
 func (e *evaluation) foresee(at time.Time, stay map[string]bool) *evaluation {
 	gone := map[string]bool{}
-	for _, name := range e.world.names {
-		if e.world.nodes[name].leaves && !stay[name] {
-			gone[name] = true
+	for _, n := range e.world.order {
+		if n.leaves && !stay[n.name] {
+			gone[n.name] = true
 		}
 	}
 	for name, rec := range e.world.records {
@@ -177,15 +190,19 @@ func (e *evaluation) foresee(at time.Time, stay map[string]bool) *evaluation {
 
 // without is the observation of an instant at which nodes are gone.
 func (e *evaluation) without(at time.Time, gone map[string]bool) Observation {
-	o := e.obs
+	if e.listed == nil {
+		o := e.obs.listed()
+		e.listed = &o
+	}
+	o := *e.listed
 	o.CapturedAt, o.Freshness = at, map[string]time.Time{}
 	for kind := range e.obs.Freshness {
 		o.Freshness[kind] = at
 	}
 	o.Nodes = slices.DeleteFunc(slices.Clone(o.Nodes), func(n Node) bool { return gone[n.Name] })
 	o.Records = slices.DeleteFunc(slices.Clone(o.Records), func(r Record) bool { return gone[r.Name] })
-	o.Pods = make([]Pod, 0, len(e.obs.Pods))
-	for _, p := range e.obs.Pods {
+	o.Pods = make([]Pod, 0, len(e.listed.Pods))
+	for _, p := range e.listed.Pods {
 		over := p.Phase == string(corev1.PodSucceeded) || p.Phase == string(corev1.PodFailed)
 		if p.Node != "" && gone[p.Node] && !over {
 			if p.Mirror || p.Deleting || p.OwnerKind == "" || p.OwnerKind == "DaemonSet" {
@@ -216,9 +233,9 @@ func (e *evaluation) keepAll(kept map[string]*Guard) map[string]*Guard {
 	out := map[string]*Guard{}
 	for _, at := range sortedKeys(kept) {
 		pool := e.world.nodes[at].pool
-		for _, name := range e.world.names {
-			if n := e.world.nodes[name]; n.pool == pool && out[name] == nil {
-				out[name] = kept[at]
+		for _, n := range e.world.order {
+			if n.pool == pool && out[n.name] == nil {
+				out[n.name] = kept[at]
 			}
 		}
 	}

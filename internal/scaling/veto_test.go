@@ -61,7 +61,10 @@ func TestANodeThatWouldComeBackIsKept(t *testing.T) {
 				s.now = s.now.Add(5 * time.Second)
 				require.Empty(t, s.evaluate().Drains)
 			}
+			before := s.state
 			r := s.evaluate()
+			indexed := Evaluate(s.now, s.policy, before, NewIndex(copyOf(s.obs)).Observation(), testSeed(fmt.Sprint("event-", s.step)))
+			require.Equal(t, encode(t, r), encode(t, indexed), "with an index")
 			require.Empty(t, r.Claims)
 			d := only(t, r)
 			g := guardOf(d, "would_return")
@@ -238,4 +241,18 @@ func TestNoRemovalIsFollowedByAnAdditionOnItsAccount(t *testing.T) {
 		}
 	})
 	require.Positive(t, removals, "nothing was removed in all of it")
+}
+
+func TestManyNodesThatWouldComeBackLeaveTheRestToGo(t *testing.T) {
+	t.Parallel()
+	names := []string{}
+	for i := range 24 {
+		names = append(names, fmt.Sprintf("a-%02d", i))
+	}
+	s := idle(t, names...)
+	s.pool("a").Max, s.pool("a").MaxRemovals = 24, 24
+	s.pool("a").FlapWithin = 10 * time.Minute
+	s.pool("a").Schedules = []Schedule{{Name: "noon", Min: new(4), Window: Window{Schedule: "12 12 * * *", Duration: time.Hour}}}
+	gone := drained(s.until(10 * time.Minute))
+	require.Len(t, gone, 20, "all but the minimum of the window that opens soon")
 }
