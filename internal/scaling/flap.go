@@ -38,7 +38,7 @@ func (e *evaluation) neededAgain(p *poolRun) {
 }
 
 // flaps are those that count now.
-func (p *poolRun) flaps(now time.Time) []Flap { return p.Pool.FlapsAt(p.st, now) }
+func (p *poolRun) flaps(now time.Time) []Flap { return p.FlapsAt(p.st, now) }
 
 // FlapsAt are the flaps of the pool that count at an instant, oldest first.
 func (p Pool) FlapsAt(s PoolState, now time.Time) []Flap {

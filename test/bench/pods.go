@@ -77,7 +77,7 @@ func running(nodes, used int) (events.Policy, events.SnapshotObjects) {
 	const onNode, daemons = 40, 2
 	p := sized("pool-0", 4, 16, nodes+1)
 	p.Labels = map[string]string{"pool": "pool-0"}
-	each := events.Resources{CPUMilli: int64(p.Size.CPUMilli) * int64(used) / 100 / onNode, MemoryBytes: 128 << 20}
+	each := events.Resources{CPUMilli: p.Size.CPUMilli * int64(used) / 100 / onNode, MemoryBytes: 128 << 20}
 	var o events.SnapshotObjects
 	o.Nodes = serverOnly().Nodes
 	for i := range daemons {
