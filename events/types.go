@@ -8,7 +8,7 @@ import (
 	"time"
 )
 
-// Duration is a time.Duration that is written as text, e.g. "10m0s".
+// Duration is a time.Duration that is written as text, e.g. "10m0s"; people read "10m".
 type Duration time.Duration
 
 // MarshalText implements encoding.TextMarshaler.
@@ -27,7 +27,17 @@ func (d *Duration) UnmarshalText(b []byte) error {
 // Std returns d as the standard library's type.
 func (d Duration) Std() time.Duration { return time.Duration(d) }
 
-func (d Duration) String() string { return time.Duration(d).String() }
+// String leaves out what is zero at the end: 10m, not 10m0s.
+func (d Duration) String() string {
+	s := time.Duration(d).String()
+	if strings.HasSuffix(s, "m0s") {
+		s = strings.TrimSuffix(s, "0s")
+	}
+	if strings.HasSuffix(s, "h0m") {
+		s = strings.TrimSuffix(s, "0m")
+	}
+	return s
+}
 
 // Resources are amounts as the scheduler counts them.
 type Resources struct {

@@ -172,7 +172,7 @@ func (h *Handler) abort(ctx context.Context, l *lease, on lifecycle.DrainEvent, 
 
 func (h *Handler) expire(ctx context.Context, l *lease) error {
 	d := l.Record()
-	message := fmt.Sprintf("not empty within %s", d.Within)
+	message := fmt.Sprintf("not empty within %s", events.Duration(d.Within))
 	for _, b := range d.Blockers {
 		message += fmt.Sprintf("; pod %s: %s", b.Pod, b.Message)
 	}

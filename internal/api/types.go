@@ -24,24 +24,46 @@ type Cluster struct {
 	PolicyAt      time.Time `json:"policy_at,omitzero"`
 	Problem       string    `json:"problem,omitempty" doc:"Why the state is not known"`
 	Parked        []Parked  `json:"parked,omitempty" doc:"Nodes that a handler does not act on"`
+	Removals      *Removals `json:"removals,omitempty" doc:"Absent: any number of nodes may be removed within an hour"`
+}
+
+// Removals is how much of policy.max_removals_per_hour is used.
+type Removals struct {
+	Count int       `json:"count" doc:"Nodes removed, or being removed, within an hour; none that was called off"`
+	Limit int       `json:"limit"`
+	Until time.Time `json:"until,omitzero" doc:"When the first of them is an hour ago"`
+}
+
+// Flaps is how often a pool needed a node again soon after it had removed one.
+type Flaps struct {
+	Count       int       `json:"count" doc:"Within freeze"`
+	Limit       int       `json:"limit" doc:"So many end removals"`
+	Within      string    `json:"within" doc:"How soon after a removal"`
+	Freeze      string    `json:"freeze" doc:"How long they count, and how long a frozen pool removes none by itself"`
+	LastAt      time.Time `json:"last_at,omitzero"`
+	FrozenUntil time.Time `json:"frozen_until,omitzero" doc:"Absent: not frozen"`
 }
 
 // Pool is the state of one node pool.
 type Pool struct {
-	Cluster   string        `json:"cluster"`
-	Name      string        `json:"name"`
-	Provider  string        `json:"provider"`
-	Min       int           `json:"min" doc:"At present, with the schedules that are open and what people asked to be kept"`
-	Max       int           `json:"max" doc:"At present, with the schedules that are open"`
-	Size      int           `json:"size" doc:"Nodes that count: ready ones and those on their way, not those that leave"`
-	Ready     int           `json:"ready"`
-	Claims    int           `json:"claims" doc:"Nodes on their way"`
-	Leaving   int           `json:"leaving" doc:"Nodes being drained for removal or removed"`
-	Schedules []string      `json:"schedules,omitempty" doc:"What each open schedule sets, and until when"`
-	Holds     []Hold        `json:"holds,omitempty" doc:"What people asked to be kept, and until when"`
-	Pause     *Pause        `json:"pause,omitempty"`
-	Backoff   *Backoff      `json:"backoff,omitempty"`
-	Last      *DecisionLine `json:"last_decision,omitempty"`
+	Cluster   string   `json:"cluster"`
+	Name      string   `json:"name"`
+	Provider  string   `json:"provider"`
+	Min       int      `json:"min" doc:"At present, with the schedules that are open and what people asked to be kept"`
+	Max       int      `json:"max" doc:"At present, with the schedules that are open"`
+	Size      int      `json:"size" doc:"Nodes that count: ready ones and those on their way, not those that leave"`
+	Ready     int      `json:"ready"`
+	Claims    int      `json:"claims" doc:"Nodes on their way"`
+	Leaving   int      `json:"leaving" doc:"Nodes being drained for removal or removed"`
+	Schedules []string `json:"schedules,omitempty" doc:"What each open schedule sets, and until when"`
+	Holds     []Hold   `json:"holds,omitempty" doc:"What people asked to be kept, and until when"`
+	Pause     *Pause   `json:"pause,omitempty"`
+	Flaps     *Flaps   `json:"flaps,omitempty" doc:"Absent: none lately"`
+	// Guards are those of an evaluation of the present, not of the last decision
+	// that was published: their times change without being news.
+	Guards  []events.GuardResult `json:"guards,omitempty" doc:"What keeps nodes from being added or removed now, with its value and when it lifts"`
+	Backoff *Backoff             `json:"backoff,omitempty"`
+	Last    *DecisionLine        `json:"last_decision,omitempty"`
 }
 
 // Hold is what the pool keeps because somebody asked for it: part of min.

@@ -84,7 +84,8 @@ func (a *App) newView(ctx context.Context) (*view.View, error) {
 		return nil, fmt.Errorf("open decision's record: %w", err)
 	}
 	return view.New(view.Options{
-		Log: a.bus, Audit: a.store, Clusters: clusterNames(a.opts.Config), Clock: a.opts.Clock, Logger: a.opts.Logger,
+		Observe: decision.Observe,
+		Log:     a.bus, Audit: a.store, Clusters: clusterNames(a.opts.Config), Clock: a.opts.Clock, Logger: a.opts.Logger,
 		Memories: view.MemoriesFunc(func(ctx context.Context, cluster string) (view.Memory, bool, error) {
 			r, ok, err := memory.Get(ctx, bus.Key{Cluster: cluster, Name: events.ClusterKey})
 			if err != nil || !ok {

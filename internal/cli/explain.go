@@ -74,6 +74,13 @@ func (a *app) explanation(w io.Writer, x api.Explanation) error {
 		if state := a.poolState(*x.Pool); state != "ok" {
 			l.wrap(2, "State: "+state+".")
 		}
+		if len(x.Pool.Guards) > 0 {
+			l.WriteByte('\n')
+			l.add(2, "Held or limited now by")
+			for _, g := range x.Pool.Guards {
+				l.wrap(4, a.guardText(g))
+			}
+		}
 	}
 	if x.Node != nil {
 		if note := a.nodeNote(*x.Node); note != "" {
@@ -177,23 +184,7 @@ func (a *app) decision(l *lines, d api.DecisionRecord) error {
 		l.WriteByte('\n')
 		l.add(2, "Held or limited by")
 		for _, g := range d.Guards {
-			text := g.Guard + ": " + g.Message
-			if g.Value != "" {
-				text += " (" + g.Value + ")"
-			}
-			switch {
-			case !g.Until.IsZero():
-				text += "; lifts by itself " + a.at(g.Until)
-				// Beside the time: what else would lift it, or would have kept it away.
-				if more, itself := strings.CutPrefix(g.Lifts, "by itself"); itself {
-					text += more
-				} else if more != "" {
-					text += ", or " + more
-				}
-			case g.Lifts != "":
-				text += "; lifts " + g.Lifts
-			}
-			l.wrap(4, text)
+			l.wrap(4, a.guardText(g))
 		}
 	}
 	for _, o := range d.Overruled {
@@ -222,6 +213,27 @@ func (a *app) decision(l *lines, d api.DecisionRecord) error {
 		}
 	}
 	return nil
+}
+
+// guardText is what a guard says, its value, and when or how it lifts.
+func (a *app) guardText(g events.GuardResult) string {
+	text := g.Guard + ": " + g.Message
+	if g.Value != "" {
+		text += " (" + g.Value + ")"
+	}
+	switch {
+	case !g.Until.IsZero():
+		text += "; lifts by itself " + a.at(g.Until)
+		// Beside the time: what else would lift it, or would have kept it away.
+		if more, itself := strings.CutPrefix(g.Lifts, "by itself"); itself {
+			text += more
+		} else if more != "" {
+			text += ", or " + more
+		}
+	case g.Lifts != "":
+		text += "; lifts " + g.Lifts
+	}
+	return text
 }
 
 func ruleTable(l *lines, rules []events.RuleResult) error {

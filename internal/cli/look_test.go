@@ -19,13 +19,16 @@ func TestStatus(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
 	b.answers["/v1/clusters"] = api.Page[api.Cluster]{Items: []api.Cluster{
-		{Name: "home", ServerVersion: "v1.34.4+k3s1", Nodes: 3, ReadyNodes: 3, Pods: 12, PendingPods: 2, SnapshotAt: t0.Add(-2 * time.Second), StaleAfter: "1m0s", GraceUntil: t0.Add(7 * time.Minute)},
-		{Name: "lab", Nodes: 1, Pods: 1, SnapshotAt: t0.Add(-3 * time.Hour), Stale: true, StaleAfter: "1m0s", DryRun: true},
+		{Name: "home", ServerVersion: "v1.34.4+k3s1", Nodes: 3, ReadyNodes: 3, Pods: 12, PendingPods: 2, SnapshotAt: t0.Add(-2 * time.Second), StaleAfter: "1m", GraceUntil: t0.Add(7 * time.Minute), Removals: &api.Removals{Count: 1, Limit: 2, Until: t0.Add(20 * time.Minute)}},
+		{Name: "lab", Removals: &api.Removals{Limit: 1}, Nodes: 1, Pods: 1, SnapshotAt: t0.Add(-3 * time.Hour), Stale: true, StaleAfter: "1m", DryRun: true},
 		{Name: "new", Stale: true, Problem: "no snapshot yet: does the collector reach the cluster?"},
 	}}
 	b.answers["/v1/pools"] = api.Page[api.Pool]{Items: []api.Pool{
 		{Cluster: "home", Name: "burst", Min: 2, Max: 5, Schedules: []string{"min is 2 until 18:00 Europe/Berlin (schedule office-hours)"}, Holds: []api.Hold{{RequestID: "r", Nodes: 2, Until: t0.Add(2 * time.Hour), Actor: "ada@k", Reason: "load test"}, {RequestID: "q", Nodes: 1, Whole: true, Until: t0.Add(time.Hour), Actor: "bob@k", Reason: "demo"}}, Size: 2, Ready: 1, Claims: 1, Last: &api.DecisionLine{Verdict: "up", Delta: 1, Reason: reason("UnschedulablePods", "2 pods find no node and fit 1 new node"), At: t0.Add(-12 * time.Second)}},
-		{Cluster: "home", Name: "ci", Min: 1, Max: 3, Size: 0, Leaving: 1, Backoff: &api.Backoff{Until: t0.Add(90 * time.Second), Failures: 2}, Last: &api.DecisionLine{Verdict: "held", Reason: reason("Backoff", "the last 2 nodes failed"), At: t0.Add(-5 * time.Hour)}},
+		{Cluster: "home", Name: "ci", Min: 1, Max: 3, Size: 0, Leaving: 1, Backoff: &api.Backoff{Until: t0.Add(90 * time.Second), Failures: 2},
+			Flaps: &api.Flaps{Count: 3, Limit: 3, Within: "10m", Freeze: "1h", FrozenUntil: t0.Add(50 * time.Minute)}, Guards: []events.GuardResult{
+				{Guard: "backoff", Value: "1m", Message: "pool ci backs off for 1m after 2 failed attempts in a row: no image", Until: t0.Add(90 * time.Second), Lifts: "by itself, or when the backoff of the pool is reset"},
+				{Guard: "min", Value: "0 of 1", Message: "pool ci keeps 0 nodes Ready, its minimum is 1", Lifts: "when min is lowered or the pool grows"}}, Last: &api.DecisionLine{Verdict: "held", Reason: reason("Backoff", "the last 2 nodes failed"), At: t0.Add(-5 * time.Hour)}},
 		{Cluster: "lab", Name: "gpu", Max: 1, Size: 1, Ready: 1, Pause: &api.Pause{Actor: "ada@k", Reason: "maintenance", Until: t0.Add(2 * time.Hour)}},
 	}}
 	golden(t, "status", b.ok(t, "status"))
@@ -65,7 +68,7 @@ func decision() api.DecisionRecord {
 			{Rule: "utilization of burst-0a1b2c3d4e", Kind: "utilization", Value: "12%", Threshold: "50%", Verdict: "down", Delta: -1, Message: "unneeded for 6m"},
 			{Rule: "queue-backlog", Kind: "alert", Value: "resolved", Threshold: "firing", Verdict: "none"},
 		},
-		Guards:      []events.GuardResult{{Guard: "after add", Value: "10m0s", Message: "a node was added at 11:53", Until: t0.Add(6 * time.Minute)}, {Guard: "pause", Message: "ada paused the pool", Lifts: "when it is resumed"}},
+		Guards:      []events.GuardResult{{Guard: "after add", Value: "10m", Message: "a node was added at 11:53", Until: t0.Add(6 * time.Minute)}, {Guard: "pause", Message: "ada paused the pool", Lifts: "when it is resumed"}},
 		Overruled:   []events.Reason{reason("Unneeded", "burst-0a1b2c3d4e is not needed")},
 		Rejected:    []events.Alternative{{Subject: "burst-5f6g7h8i9j", Reason: reason("Unmanaged", "pod default/lonely has no controller and would be lost for good if its node went away"), Fix: "delete the pod, or let a Deployment run it"}},
 		WouldChange: []string{"after 12:06:00 the node would be removed"},
@@ -77,7 +80,7 @@ func TestExplain(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
 	x := api.Explanation{Subject: "burst", Kind: "pool", Cluster: "home", Summary: "Pool burst has 2 of 0 to 5 nodes, 2 ready. Decision: leave pool burst as it is, because a node was added 4 minutes ago.",
-		Pool: &api.Pool{Name: "burst", Max: 5, Size: 2, Pause: &api.Pause{Actor: "ada@k", Reason: "maintenance"}}, Decisions: []api.DecisionRecord{decision()}}
+		Pool: &api.Pool{Name: "burst", Max: 5, Size: 2, Flaps: &api.Flaps{Count: 1, Limit: 3, Within: "10m", Freeze: "1h"}, Guards: []events.GuardResult{{Guard: "pause", Value: "paused by ada@k", Message: "pool burst is paused by ada@k: maintenance", Lifts: "when the pool is resumed"}}, Pause: &api.Pause{Actor: "ada@k", Reason: "maintenance"}}, Decisions: []api.DecisionRecord{decision()}}
 	up := decision()
 	up.ID, up.Verdict, up.Delta, up.Nodes, up.Actor, up.DryRun, up.StreamTime, up.Reason = "older", "up", 2, []string{"n1", "n2"}, "ada@k", true, t0.Add(-time.Hour), reason("Requested", "ada asked")
 	x.Decisions = append(x.Decisions, up)

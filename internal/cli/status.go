@@ -76,10 +76,13 @@ func (a *app) statusTable(w io.Writer, v overview) error {
 			}
 		}
 		t := newColumns(w, "POOL", "NODES", "MIN", "MAX", "READY", "COMING", "LEAVING", "STATE")
-		var last []string
+		var held, last []string
 		for _, p := range v.Pools {
 			if p.Cluster == c.Name {
 				t.row(p.Name, strconv.Itoa(p.Size), strconv.Itoa(p.Min), strconv.Itoa(p.Max), strconv.Itoa(p.Ready), strconv.Itoa(p.Claims), strconv.Itoa(p.Leaving), a.poolState(p))
+				for _, g := range p.Guards {
+					held = append(held, fmt.Sprintf("  %s is held or limited by %s", p.Name, a.guardText(g)))
+				}
 				if p.Last != nil {
 					last = append(last, fmt.Sprintf("  last decision about %s: %s", p.Name, a.lastDecision(p.Last)))
 				}
@@ -94,7 +97,7 @@ func (a *app) statusTable(w io.Writer, v overview) error {
 		if err := t.flush("  "); err != nil {
 			return err
 		}
-		for _, line := range last {
+		for _, line := range append(held, last...) {
 			if _, err := fmt.Fprintln(w, line); err != nil {
 				return err
 			}
@@ -136,6 +139,13 @@ func (a *app) clusterLines(c api.Cluster) []string {
 		reason, _, _ := strings.Cut(p.Reason, "\n")
 		lines = append(lines, fmt.Sprintf("  PARKED: node %s: %s has not acted on it for %s: %s; see 'k3s-autoscaler dlq list --node %s', then redrive or drop", p.Node, p.Handler, a.age(p.Since), reason, p.Node))
 	}
+	if r := c.Removals; r != nil {
+		text := fmt.Sprintf("  %d of %d removals this hour", r.Count, r.Limit)
+		if !r.Until.IsZero() {
+			text += "; the first of them counts " + a.until(r.Until)
+		}
+		lines = append(lines, text)
+	}
 	if !c.GraceUntil.IsZero() {
 		lines = append(lines, "  just started: nothing is scaled down "+a.until(c.GraceUntil))
 	}
@@ -166,6 +176,13 @@ func (a *app) poolState(p api.Pool) string {
 			what += " more"
 		}
 		parts = append(parts, fmt.Sprintf("keeps %s for %s %s: %s", what, h.Actor, a.until(h.Until), h.Reason))
+	}
+	if f := p.Flaps; f != nil {
+		text := fmt.Sprintf("needed a node again within %s of a removal %d of %d times within %s", f.Within, f.Count, f.Limit, f.Freeze)
+		if !f.FrozenUntil.IsZero() {
+			text = "frozen " + a.until(f.FrozenUntil) + ": " + text
+		}
+		parts = append(parts, text)
 	}
 	if len(parts) == 0 && len(p.Schedules) == 0 {
 		return "ok"

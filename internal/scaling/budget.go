@@ -45,7 +45,7 @@ func (b RemovalBudget) String() string {
 	if zone == "" {
 		zone = "UTC"
 	}
-	return fmt.Sprintf("%s, for %s from %q in %s", b.Nodes, b.Duration, b.Schedule, zone)
+	return fmt.Sprintf("%s, for %s from %q in %s", b.Nodes, lasts(b.Duration), b.Schedule, zone)
 }
 
 // budget finds out how many nodes of the pool may leave at a time now.

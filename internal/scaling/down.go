@@ -354,7 +354,7 @@ func (e *evaluation) shrinkGuard(p *poolRun, c candidate, highest int) *Guard {
 	}
 	if p.size <= highest {
 		return &Guard{Guard: "stabilization", code: CodeStabilizing, Value: fmt.Sprint(highest), Until: p.st.Needs[0].At.Add(p.Stabilization),
-			Message: fmt.Sprintf("pool %s needed %s within the last %s", p.Name, count(highest, "node"), p.Stabilization), Lifts: "by itself"}
+			Message: fmt.Sprintf("pool %s needed %s within the last %s", p.Name, count(highest, "node"), lasts(p.Stabilization)), Lifts: "by itself"}
 	}
 	return e.kept(c.n, p)
 }

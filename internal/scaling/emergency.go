@@ -47,7 +47,7 @@ func (e *evaluation) emergency(p *poolRun, missing int) {
 	rule := Rule{Rule: RuleEmergency, Kind: RuleMinimum, Value: fmt.Sprint(have), Threshold: fmt.Sprint(p.Min), Verdict: Up, Delta: want}
 	text := fmt.Sprintf("pool %s has %s", p.Name, count(have, "node"))
 	if missing > 0 {
-		text += fmt.Sprintf(" beside %s for longer than %s", agree(missing, "that is not Ready", "that are not Ready"), p.ReplaceUnreadyAfter)
+		text += fmt.Sprintf(" beside %s for longer than %s", agree(missing, "that is not Ready", "that are not Ready"), lasts(p.ReplaceUnreadyAfter))
 	}
 	why := Reason{CodeEmergency, fmt.Sprintf("%s, its minimum is %d%s", text, p.Min, p.minUntil)}
 	rule.Message = fmt.Sprintf("at most %d at a time", step)

@@ -127,7 +127,7 @@ func TestTheMinimumStopsToCountOnNodesThatAreNotReadyForTooLong(t *testing.T) {
 		s.frozen = false
 		require.Len(t, r.Claims, 1)
 		d := only(t, r)
-		require.Equal(t, Reason{CodeEmergency, "pool a has 1 node beside 1 that is not Ready for longer than 5m0s, its minimum is 2"}, d.Reason)
+		require.Equal(t, Reason{CodeEmergency, "pool a has 1 node beside 1 that is not Ready for longer than 5m, its minimum is 2"}, d.Reason)
 		require.Equal(t, "at most 3 at a time", ruleOf(d, "emergency").Message)
 		require.Empty(t, s.evaluate().Claims, "it is on its way")
 		s.ready(r.Claims[0])

@@ -71,8 +71,8 @@ func (e *evaluation) frozen(p *poolRun) *Guard {
 	longer := (p.Unneeded + gap).Truncate(time.Minute) + time.Minute
 	return &Guard{Guard: "flap", code: CodeFlapping, Value: fmt.Sprint(len(p.st.Flaps)), Until: p.st.FrozenUntil,
 		Message: fmt.Sprintf("pool %s needed nodes again within %s of a removal, %s within %s: it removes none by itself until %s",
-			p.Name, p.FlapWithin, times(len(p.st.Flaps)), p.FlapFreeze, p.st.FrozenUntil.Format(time.RFC3339)),
-		Lifts: fmt.Sprintf("by itself; it would not have come to this with scale_down.unneeded of %s instead of %s", longer, p.Unneeded)}
+			p.Name, lasts(p.FlapWithin), times(len(p.st.Flaps)), lasts(p.FlapFreeze), p.st.FrozenUntil.Format(time.RFC3339)),
+		Lifts: fmt.Sprintf("by itself; it would not have come to this with scale_down.unneeded of %s instead of %s", lasts(longer), lasts(p.Unneeded))}
 }
 
 func times(n int) string {

@@ -26,8 +26,8 @@ func (e *evaluation) upGuard(p *poolRun, override bool) *Guard {
 		return e.unready
 	}
 	if b := p.st.Backoff; b.Until.After(e.now) {
-		return &Guard{Guard: "backoff", code: CodeBackoff, Value: b.Duration.String(), Until: b.Until,
-			Message: fmt.Sprintf("pool %s backs off for %s after %s: %s", p.Name, b.Duration, agree(b.Failures, "failed attempt", "failed attempts in a row"), b.Message),
+		return &Guard{Guard: "backoff", code: CodeBackoff, Value: lasts(b.Duration), Until: b.Until,
+			Message: fmt.Sprintf("pool %s backs off for %s after %s: %s", p.Name, lasts(b.Duration), agree(b.Failures, "failed attempt", "failed attempts in a row"), b.Message),
 			Lifts:   "by itself, or when the backoff of the pool is reset"}
 	}
 	return nil
@@ -77,7 +77,7 @@ func (e *evaluation) notForRemoval() *Guard {
 func (e *evaluation) tooOld(what string, at time.Time) *Guard {
 	if age := e.now.Sub(at); age > e.policy.StaleAfter {
 		return &Guard{Guard: "stale_data", code: CodeStaleSnapshot, Value: what,
-			Message: fmt.Sprintf("the %s is of %s and older than %s", what, at.UTC().Format(time.RFC3339), e.policy.StaleAfter),
+			Message: fmt.Sprintf("the %s is of %s and older than %s", what, at.UTC().Format(time.RFC3339), lasts(e.policy.StaleAfter)),
 			Lifts:   "with the next snapshot"}
 	}
 	return nil
@@ -89,8 +89,8 @@ func (e *evaluation) cooling(name string, since time.Time, d time.Duration, afte
 	if since.IsZero() || !until.After(e.now) {
 		return nil
 	}
-	return &Guard{Guard: name, code: CodeCooldown, Value: d.String(), Until: until,
-		Message: fmt.Sprintf("%s at %s, less than %s ago", after, since.Format(time.RFC3339), d), Lifts: "by itself"}
+	return &Guard{Guard: name, code: CodeCooldown, Value: lasts(d), Until: until,
+		Message: fmt.Sprintf("%s at %s, less than %s ago", after, since.Format(time.RFC3339), lasts(d)), Lifts: "by itself"}
 }
 
 // downGuard is what keeps nodes of the pool from being removed, or nil. by is

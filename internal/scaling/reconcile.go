@@ -270,5 +270,10 @@ func (e *evaluation) measure() {
 			Message: fmt.Sprintf("%d of %d nodes are not Ready: more than %d and %s", unready, all, e.policy.MaxUnreadyCount,
 				percent(int64(e.policy.MaxUnreadyFraction*1000+0.5))),
 			Lifts: "when enough nodes are Ready again"}
+		for _, p := range e.pools {
+			if p.known { // whatever it asks for, it is told
+				p.guard(*e.unready)
+			}
+		}
 	}
 }

@@ -26,7 +26,7 @@ func (w Window) Check() (field string, err error) {
 	}
 	if w.Schedule == "" {
 		if w.Duration != 0 {
-			return "duration", fmt.Errorf("is %s without a schedule", w.Duration)
+			return "duration", fmt.Errorf("is %s without a schedule", lasts(w.Duration))
 		}
 		return "", nil
 	}
@@ -34,7 +34,7 @@ func (w Window) Check() (field string, err error) {
 		return "schedule", fmt.Errorf("is %q", w.Schedule)
 	}
 	if w.Duration <= 0 {
-		return "duration", fmt.Errorf("is %s", w.Duration)
+		return "duration", fmt.Errorf("is %s", lasts(w.Duration))
 	}
 	return "", nil
 }

@@ -48,9 +48,10 @@ func (v *View) Clusters(ctx context.Context) ([]api.Cluster, error) {
 		v.mu.RUnlock()
 		c.Stale = c.Problem != "" || c.SnapshotAt.IsZero()
 		if after := m.Policy.StaleAfter.Std(); after > 0 {
-			c.StaleAfter = after.String()
+			c.StaleAfter = m.Policy.StaleAfter.String()
 			c.Stale = c.Stale || now.Sub(c.SnapshotAt) > after
 		}
+		c.Removals = removals(m, now)
 		out = append(out, c)
 	}
 	return out, nil
@@ -68,12 +69,15 @@ func (v *View) Pools(ctx context.Context) ([]api.Pool, error) {
 		if !ok {
 			continue
 		}
+		guards := v.guards(now, cluster, m)
 		for _, pool := range m.Policy.Pools {
 			p := api.Pool{Cluster: cluster, Name: pool.Name, Provider: pool.Provider, Min: pool.Min, Max: pool.Max}
 			if i := slices.IndexFunc(m.Rules.Pools, func(r scaling.Pool) bool { return r.Name == pool.Name }); i >= 0 {
 				limits := m.Rules.Pools[i].LimitsAt(now)
 				p.Min, p.Max, p.Schedules = limits.Min, limits.Max, limits.Open
+				p.Flaps = flaps(m.Rules.Pools[i], m.Core.Pools[pool.Name], now)
 			}
+			p.Guards = guards[pool.Name]
 			holds := m.Core.HoldsOf(pool.Name, now)
 			p.Min = max(p.Min, min(scaling.Floor(holds), p.Max))
 			for _, h := range holds {

@@ -54,6 +54,8 @@ func (f MemoriesFunc) Memory(ctx context.Context, cluster string) (Memory, bool,
 
 // Options configure a View. All are required.
 type Options struct {
+	// Observe puts the fold of a cluster into the words of the core.
+	Observe  func(cluster string, f *events.Fold) scaling.Observation
 	Log      Log
 	Audit    api.Audit
 	Memories Memories
@@ -66,6 +68,7 @@ func (o Options) validate() error {
 	var errs []error
 	for name, missing := range map[string]bool{
 		"Log": o.Log == nil, "Audit": o.Audit == nil, "Memories": o.Memories == nil, "Clock": o.Clock == nil, "Logger": o.Logger == nil,
+		"Observe": o.Observe == nil,
 	} {
 		if missing {
 			errs = append(errs, fmt.Errorf("view: Options.%s is required", name))

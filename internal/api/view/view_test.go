@@ -12,6 +12,7 @@ import (
 
 	"github.com/k3s-autoscaler/k3s-autoscaler/bus/bustest"
 	"github.com/k3s-autoscaler/k3s-autoscaler/events"
+	"github.com/k3s-autoscaler/k3s-autoscaler/handlers/decision"
 	"github.com/k3s-autoscaler/k3s-autoscaler/internal/api"
 	"github.com/k3s-autoscaler/k3s-autoscaler/internal/audit"
 	"github.com/k3s-autoscaler/k3s-autoscaler/internal/scaling"
@@ -61,7 +62,7 @@ func objects() events.SnapshotObjects {
 }
 
 func memory() Memory {
-	return Memory{
+	m := Memory{
 		Digest: "digest", DryRun: true,
 		Policy: events.Policy{StartupGrace: events.Duration(10 * time.Minute), StaleAfter: events.Duration(time.Minute),
 			Pools: []events.PoolPolicy{{Name: "burst", Provider: "docker", Min: 1, Max: 9}, {Name: "ci", Max: 2}}},
@@ -76,6 +77,10 @@ func memory() Memory {
 			Pools:  map[string]scaling.PoolState{"ci": {Backoff: scaling.Backoff{Until: t0.Add(time.Hour), Failures: 2, Message: "no image"}}},
 		},
 	}
+	for i := range m.Policy.Pools[1:] {
+		m.Rules.Pools = append(m.Rules.Pools, scaling.Pool{Name: m.Policy.Pools[i+1].Name, Max: m.Policy.Pools[i+1].Max})
+	}
+	return m
 }
 
 type testBundle struct {
@@ -98,7 +103,7 @@ func setup(t *testing.T) *testBundle {
 		require.NoError(t, b.Publish(t.Context(), e))
 	}
 	var err error
-	x.view, err = New(Options{Log: b, Audit: x.audit, Clusters: []string{"home"}, Clock: x.clock, Logger: slog.New(slog.DiscardHandler),
+	x.view, err = New(Options{Observe: decision.Observe, Log: b, Audit: x.audit, Clusters: []string{"home"}, Clock: x.clock, Logger: slog.New(slog.DiscardHandler),
 		Memories: MemoriesFunc(func(context.Context, string) (Memory, bool, error) { return memory(), true, x.failing })})
 	require.NoError(t, err)
 	return x
@@ -136,7 +141,7 @@ func TestTheViewFollowsTheSnapshots(t *testing.T) {
 	x.run(t)
 	require.Eventually(t, func() bool { return x.cluster(t).Problem == "" }, time.Minute, 5*time.Millisecond)
 	require.Equal(t, api.Cluster{Name: "home", DryRun: true, ServerVersion: "v1.34.4+k3s1", Nodes: 4, ReadyNodes: 3, Pods: 3, PendingPods: 1, SnapshotAt: t0,
-		StaleAfter: "1m0s", GraceUntil: t0.Add(10 * time.Minute), Policy: "digest", PolicyAt: t0}, x.cluster(t))
+		StaleAfter: "1m", GraceUntil: t0.Add(10 * time.Minute), Policy: "digest", PolicyAt: t0}, x.cluster(t))
 
 	// A delta follows; one that builds on something else is a problem.
 	f := events.NewFold()
@@ -165,6 +170,10 @@ func TestPoolsAndNodesAreCounted(t *testing.T) {
 	x.audit.records = []audit.Record{{ID: "ev", StreamTime: t0, Event: []byte(`{"data":{"id":"d","verdict":"up","delta":2,"reason":{"code":"C","message":"m"}}}`)}}
 	pools, err := x.view.Pools(context.Background())
 	require.NoError(t, err)
+	for i := range pools {
+		require.NotEmpty(t, pools[i].Guards, "its snapshot lacks most of what a removal needs")
+		pools[i].Guards = nil
+	}
 	line := &api.DecisionLine{ID: "d", EventID: "ev", Verdict: "up", Delta: 2, Reason: events.Reason{Code: "C", Message: "m"}, At: t0}
 	require.Equal(t, []api.Pool{
 		{Cluster: "home", Name: "burst", Provider: "docker", Min: 2, Max: 9, Size: 3, Ready: 1, Claims: 2, Leaving: 3, Last: line,
@@ -212,7 +221,7 @@ func TestErrorsOfThePortsAreHandedOn(t *testing.T) {
 	_, err = x.view.Clusters(context.Background())
 	require.ErrorContains(t, err, "no bus")
 	_, err = New(Options{})
-	for _, name := range []string{"Log", "Audit", "Memories", "Clock", "Logger"} {
+	for _, name := range []string{"Log", "Audit", "Memories", "Clock", "Logger", "Observe"} {
 		require.ErrorContains(t, err, "Options."+name+" is required")
 	}
 }

@@ -55,7 +55,7 @@ func (w *world) ask(ctx context.Context, subject string) (answer string, err err
 		return "", err
 	}
 
-	now, err := view.New(view.Options{Log: w.stream, Audit: store, Memories: view.MemoriesFunc(w.memory), Clusters: []string{cluster}, Clock: clk, Logger: log})
+	now, err := view.New(view.Options{Observe: decision.Observe, Log: w.stream, Audit: store, Memories: view.MemoriesFunc(w.memory), Clusters: []string{cluster}, Clock: clk, Logger: log})
 	if err != nil {
 		return "", err
 	}
@@ -112,7 +112,7 @@ func (w *world) memory(context.Context, string) (view.Memory, bool, error) {
 		}
 		m := view.Memory{Core: r.Core, Stale: r.Stale}
 		if c := r.Config; c != nil {
-			m.Policy, m.Digest = c.Policy, c.Digest
+			m.Policy, m.Digest, m.Rules = c.Policy, c.Digest, r.Policy()
 		}
 		return m, true, nil
 	}
