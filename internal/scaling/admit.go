@@ -156,18 +156,36 @@ type placement struct {
 	node  *simNode
 }
 
+// verdicts are what was said of classes, by their number.
+type verdicts []verdict
+
+type verdict struct {
+	known bool
+	*misfit
+}
+
+// of is what judge said of the class, which it is asked once.
+func (v *verdicts) of(c *PodClass, judge func() *misfit) *misfit {
+	*v = atLeast(*v, c.rules.number+1)
+	said := &(*v)[c.rules.number]
+	if !said.known {
+		*said = verdict{true, judge()}
+	}
+	return said.misfit
+}
+
 // allowed is placeable, remembered for nodes whose labels and taints stay as
 // they are within an evaluation, and for all nodes of a template together.
 func (w *world) allowed(c *PodClass, n *simNode) bool { return w.barred(c, n) == nil }
 
 func (w *world) barred(c *PodClass, n *simNode) *misfit {
-	key := placement{c, n}
 	switch {
 	case n.template != nil && !c.rules.names:
-		key.node = n.template
+		return n.template.takes.of(c, func() *misfit { return w.placeable(c, n) })
 	case n.kind != kindReady:
 		return w.placeable(c, n)
 	}
+	key := placement{c, n}
 	if m, known := w.memo[key]; known {
 		return m
 	}
@@ -273,35 +291,46 @@ func (r refusal) misfit() *misfit {
 // onTemplate says why no node of the pool, however empty the cluster, would
 // take a pod of the class, or nil.
 func (e *evaluation) onTemplate(p *poolRun, c *PodClass) *misfit {
-	if m, known := p.judged[c]; known {
-		return m
-	}
-	trial := p.template.instance(p.Name+"-new", kindNew)
-	m := e.world.placeable(c, trial)
-	if m == nil {
-		m = shortage(c, p.Name, trial.free)
-	}
-	if p.judged == nil {
-		p.judged = map[*PodClass]*misfit{}
-	}
-	p.judged[c] = m
-	return m
+	return p.judged.of(c, func() *misfit {
+		trial := p.template.instance(p.Name+"-new", kindNew)
+		if m := e.world.placeable(c, trial); m != nil {
+			return m
+		}
+		return shortage(c, p.Name, trial.free)
+	})
 }
 
 // newNode says why a new node of the pool would not take a pod of the class
 // with everything where it is now, or nil.
-func (e *evaluation) newNode(p *poolRun, c *PodClass) *misfit {
-	if m := e.onTemplate(p, c); m != nil {
-		return m
+func (e *evaluation) newNode(p *poolRun, c *PodClass) *misfit { return e.newNodes(p, []*PodClass{c})[0] }
+
+// newNodes is newNode for each of the classes, each by itself.
+func (e *evaluation) newNodes(p *poolRun, classes []*PodClass) []*misfit {
+	out := make([]*misfit, len(classes))
+	var trial *simNode // one for all
+	for i, c := range classes {
+		if out[i] = e.onTemplate(p, c); out[i] != nil {
+			continue
+		}
+		if trial == nil {
+			trial = p.template.instance(p.Name+"-new", kindNew)
+		}
+		if e.upsets(p, c, trial) {
+			out[i] = &misfit{code: "UpsetsSpread", message: "a new node would upset the topology spread of pods that are not on their nodes yet and can't use it",
+				fix: "wait until they are, or relax their topology spread"}
+		}
 	}
-	trial := p.template.instance(p.Name+"-new", kindNew)
-	if e.upsets(p, c, trial) {
-		return &misfit{code: "UpsetsSpread", message: "a new node would upset the topology spread of pods that are not on their nodes yet and can't use it",
-			fix: "wait until they are, or relax their topology spread"}
+	if trial == nil {
+		return out
 	}
 	e.world.attach(trial)
 	defer e.world.detach(trial)
-	return e.world.refusal(c, trial).misfit()
+	for i, c := range classes {
+		if out[i] == nil {
+			out[i] = e.world.refusal(c, trial).misfit()
+		}
+	}
+	return out
 }
 
 // settle puts pods that go where others are, or spread among them, on nodes

@@ -53,7 +53,7 @@ type poolRun struct {
 	maxLifts time.Time // likewise Max higher
 	st       PoolState
 	template *simNode
-	judged   map[*PodClass]*misfit // see onTemplate
+	judged   verdicts // see onTemplate
 
 	size     int // nodes that stay, claims in flight included
 	physical int // all nodes, leaving ones and those without a record included

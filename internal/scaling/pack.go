@@ -129,6 +129,9 @@ func (e *evaluation) build(p *poolRun, groups []*group, limit int, served map[st
 	}
 	for _, g := range groups {
 		for _, n := range mine {
+			if len(g.pods) == 0 {
+				break
+			}
 			put(g, n)
 		}
 		for len(g.pods) > 0 && len(mine) < limit && p.slots() > 0 && e.newNode(p, g.class) == nil {
@@ -148,6 +151,10 @@ func (e *evaluation) build(p *poolRun, groups []*group, limit int, served map[st
 // explainPods writes the rule of unschedulable pods for every pool, and what
 // would have to change for the pods that stay without a node.
 func (e *evaluation) explainPods(groups []*group, all map[string][]*Pod, holds map[string]*Guard, served map[string]int, asked, inFlight, undecided int) {
+	classes := make([]*PodClass, len(groups))
+	for i, g := range groups {
+		classes[i] = g.class
+	}
 	for _, p := range e.pools {
 		if !p.known {
 			continue
@@ -157,7 +164,8 @@ func (e *evaluation) explainPods(groups []*group, all map[string][]*Pod, holds m
 			rule.Verdict = Up
 			rule.Message = agree(n, "pod fits", "pods fit") + " on new nodes of this pool"
 		}
-		if n := e.wanted(groups, p); n > 0 { // a guard or max keeps the nodes away, not the rule
+		misfits := e.newNodes(p, classes)
+		if n := wanted(groups, misfits); n > 0 { // a guard or max keeps the nodes away, not the rule
 			rule.Verdict = Up
 			rule.Message = join(rule.Message, agree(n, "pod would fit", "pods would fit")+" on more nodes of this pool")
 		}
@@ -178,17 +186,18 @@ func (e *evaluation) explainPods(groups []*group, all map[string][]*Pod, holds m
 		if inFlight > 0 && p.inFlight > 0 {
 			p.hold(CodeClaimsInFlight, fmt.Sprintf("%s for nodes that are on their way, %d of them in this pool", agree(inFlight, "pod waits", "pods wait"), p.inFlight))
 		}
-		for _, g := range groups {
-			e.explainGroup(p, g, all[g.class.ID], holds[p.Name])
+		for i, g := range groups {
+			e.explainGroup(p, g, all[g.class.ID], holds[p.Name], misfits[i])
 		}
 	}
 }
 
-// wanted counts the pods without a node that would fit on one of the pool.
-func (e *evaluation) wanted(groups []*group, p *poolRun) int {
+// wanted counts the pods without a node that would fit on a new one: of each group
+// the misfit is nil then.
+func wanted(groups []*group, misfits []*misfit) int {
 	n := 0
-	for _, g := range groups {
-		if len(g.pods) > 0 && e.newNode(p, g.class) == nil {
+	for i, g := range groups {
+		if misfits[i] == nil {
 			n += len(g.pods)
 		}
 	}
@@ -203,11 +212,11 @@ func join(a, b string) string {
 }
 
 // explainGroup says what the pool could not do for the pods of a class, or
-// need not.
-func (e *evaluation) explainGroup(p *poolRun, g *group, all []*Pod, held *Guard) {
+// need not; why a new node would not take one is misfit, or nil.
+func (e *evaluation) explainGroup(p *poolRun, g *group, all []*Pod, held *Guard, misfit *misfit) {
 	m := e.onTemplate(p, g.class)
 	if m == nil && len(g.pods) > 0 {
-		if m = e.newNode(p, g.class); m != nil {
+		if m = misfit; m != nil {
 			all = g.pods // the others, if any, have found a place
 		}
 	}

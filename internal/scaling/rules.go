@@ -13,6 +13,7 @@ import (
 
 // classRules are the constraints of a class, parsed once an evaluation.
 type classRules struct {
+	number   int                                // of the class
 	node     *nodeaffinity.RequiredNodeAffinity // nil: none
 	volumes  []volumeRule
 	names    bool // its node constraints may name single nodes
@@ -109,7 +110,8 @@ func parseTerm(c *PodClass, term PodTerm) termSelector {
 
 // compile parses the constraints of a class and enters it into the index.
 func (t *topology) compile(c *PodClass) {
-	r := &classRules{who: t.identify(c), names: namesNodes(c)}
+	r := &classRules{number: t.classes, who: t.identify(c), names: namesNodes(c)}
+	t.classes++
 	c.rules = r
 	if len(c.NodeAffinity) > 0 {
 		a := nodeaffinity.NewRequiredNodeAffinity(nil, &corev1.Affinity{NodeAffinity: &corev1.NodeAffinity{

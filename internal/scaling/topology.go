@@ -18,6 +18,7 @@ type topology struct {
 	spreads    map[string]*spread
 	spreadList []*spread
 	keys       []*topologyKey
+	classes    int // how many were compiled
 }
 
 // topologyKey numbers the domains of a key, so that a question is answered by a

@@ -46,6 +46,7 @@ type simNode struct {
 	pushed     bool         // they have given way
 	startup    []corev1.Taint
 	template   *simNode // it is made of, nil: of none alone
+	takes      verdicts // of a template; see barred
 	attached   bool     // the topology knows it
 	domains    []int    // by number of the topology key; nil: not located yet
 	counts     []bool   // in which spreads, by index
