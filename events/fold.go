@@ -1,6 +1,7 @@
 package events
 
 import (
+	"bytes"
 	"crypto/sha256"
 	"encoding/binary"
 	"encoding/hex"
@@ -10,6 +11,7 @@ import (
 	"maps"
 	"math/bits"
 	"slices"
+	"sync"
 	"time"
 )
 
@@ -41,15 +43,22 @@ func (d Digest) String() string {
 	return hex.EncodeToString(b[:])
 }
 
+// hashBuffers hold what is hashed: every object of a snapshot is, once.
+var hashBuffers = sync.Pool{New: func() any { return new(bytes.Buffer) }}
+
+// objectHash is a hash of the kind, the key and the JSON of what v points to.
 func objectHash(kind, key string, v any) (Digest, error) {
-	data, err := json.Marshal(v)
-	if err != nil {
+	b, _ := hashBuffers.Get().(*bytes.Buffer)
+	defer hashBuffers.Put(b)
+	b.Reset()
+	b.WriteString(kind)
+	b.WriteByte(0)
+	b.WriteString(key)
+	b.WriteByte(0)
+	if err := json.NewEncoder(b).Encode(v); err != nil {
 		return Digest{}, fmt.Errorf("encode %s %s: %w", kind, key, err)
 	}
-	h := sha256.New()
-	fmt.Fprintf(h, "%s\x00%s\x00", kind, key)
-	h.Write(data)
-	s := h.Sum(nil)
+	s := sha256.Sum256(bytes.TrimSuffix(b.Bytes(), []byte("\n"))) // which Encode adds
 	return Digest{binary.BigEndian.Uint64(s[:8]), binary.BigEndian.Uint64(s[8:16])}, nil
 }
 
@@ -76,16 +85,17 @@ func newTable[T keyed](kind string) table[T] {
 }
 
 func (t table[T]) put(sum *Digest, objects []T) error {
-	for _, o := range objects {
-		h, err := objectHash(t.kind, o.Key(), o)
+	for i := range objects {
+		key := objects[i].Key()
+		h, err := objectHash(t.kind, key, &objects[i])
 		if err != nil {
 			return err
 		}
-		if old, ok := t.hashes[o.Key()]; ok {
+		if old, ok := t.hashes[key]; ok {
 			sum.sub(old)
 		}
 		sum.add(h)
-		t.objects[o.Key()], t.hashes[o.Key()] = o, h
+		t.objects[key], t.hashes[key] = objects[i], h
 	}
 	return nil
 }

@@ -23,10 +23,17 @@ type stage struct {
 // staged is the part of a stage that concerns one kind: the objects that are
 // new or differ, and the keys that are there and would go.
 type staged[T keyed] struct {
-	table  table[T]
-	put    map[string]T
-	hashes map[string]Digest
-	gone   map[string]bool
+	table   table[T]
+	objects []T // as given
+	put     map[string]stagedObject
+	gone    map[string]bool
+}
+
+// stagedObject is one that is new or differs: where it is among those given, and its
+// hash.
+type stagedObject struct {
+	index int
+	hash  Digest
 }
 
 func (f *Fold) stage(o SnapshotObjects, deleted map[string][]string) (*stage, error) {
@@ -60,13 +67,14 @@ func (f *Fold) stage(o SnapshotObjects, deleted map[string][]string) (*stage, er
 }
 
 func (t table[T]) stage(sum *Digest, objects []T, deleted map[string][]string) (staged[T], error) {
-	s := staged[T]{table: t, put: map[string]T{}, hashes: map[string]Digest{}, gone: map[string]bool{}}
-	for _, o := range objects {
-		h, err := objectHash(t.kind, o.Key(), o)
+	s := staged[T]{table: t, objects: objects, put: make(map[string]stagedObject, len(objects)), gone: map[string]bool{}}
+	for i := range objects {
+		key := objects[i].Key()
+		h, err := objectHash(t.kind, key, &objects[i])
 		if err != nil {
 			return s, err
 		}
-		old, had := s.current(o.Key())
+		old, had := s.current(key)
 		if had && old == h {
 			continue
 		}
@@ -74,7 +82,7 @@ func (t table[T]) stage(sum *Digest, objects []T, deleted map[string][]string) (
 			sum.sub(old)
 		}
 		sum.add(h)
-		s.put[o.Key()], s.hashes[o.Key()] = o, h
+		s.put[key] = stagedObject{i, h}
 	}
 	for _, k := range deleted[t.kind] {
 		old, had := s.current(k)
@@ -83,7 +91,6 @@ func (t table[T]) stage(sum *Digest, objects []T, deleted map[string][]string) (
 		}
 		sum.sub(old)
 		delete(s.put, k)
-		delete(s.hashes, k)
 		if _, present := t.hashes[k]; present {
 			s.gone[k] = true
 		}
@@ -96,8 +103,8 @@ func (s staged[T]) current(key string) (Digest, bool) {
 	if s.gone[key] {
 		return Digest{}, false
 	}
-	if h, ok := s.hashes[key]; ok {
-		return h, true
+	if o, ok := s.put[key]; ok {
+		return o.hash, true
 	}
 	h, ok := s.table.hashes[key]
 	return h, ok
@@ -116,7 +123,7 @@ func (s *stage) commit() {
 
 func (s staged[T]) commit() {
 	for k, o := range s.put {
-		s.table.objects[k], s.table.hashes[k] = o, s.hashes[k]
+		s.table.objects[k], s.table.hashes[k] = s.objects[o.index], o.hash
 	}
 	for k := range s.gone {
 		delete(s.table.objects, k)
@@ -127,7 +134,7 @@ func (s staged[T]) commit() {
 // describe fills in the objects and keys of one kind, sorted by key.
 func (s staged[T]) describe(changed *[]T, deleted map[string][]string) {
 	for _, k := range slices.Sorted(maps.Keys(s.put)) {
-		*changed = append(*changed, s.put[k])
+		*changed = append(*changed, s.objects[s.put[k].index])
 	}
 	if len(s.gone) > 0 {
 		deleted[s.table.kind] = slices.Sorted(maps.Keys(s.gone))

@@ -302,7 +302,9 @@ func (e *evaluation) onTemplate(p *poolRun, c *PodClass) *misfit {
 
 // newNode says why a new node of the pool would not take a pod of the class
 // with everything where it is now, or nil.
-func (e *evaluation) newNode(p *poolRun, c *PodClass) *misfit { return e.newNodes(p, []*PodClass{c})[0] }
+func (e *evaluation) newNode(p *poolRun, c *PodClass) *misfit {
+	return e.newNodes(p, []*PodClass{c})[0]
+}
 
 // newNodes is newNode for each of the classes, each by itself.
 func (e *evaluation) newNodes(p *poolRun, classes []*PodClass) []*misfit {

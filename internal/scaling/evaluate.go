@@ -54,6 +54,8 @@ type poolRun struct {
 	st       PoolState
 	template *simNode
 	judged   verdicts // see onTemplate
+	// Whether it is known that the pool turns down classes that are spread, and does.
+	spreadKnown, spreadDown bool
 
 	size     int // nodes that stay, claims in flight included
 	physical int // all nodes, leaving ones and those without a record included

@@ -147,6 +147,10 @@ func (t *topology) compile(c *PodClass) {
 }
 
 func (t *topology) compileSpread(c *PodClass, r *classRules) {
+	if len(c.Spread) == 0 {
+		return
+	}
+	t.spreading = append(t.spreading, c)
 	var keys []string
 	for _, s := range c.Spread {
 		keys = append(keys, s.TopologyKey)

@@ -18,7 +18,8 @@ type topology struct {
 	spreads    map[string]*spread
 	spreadList []*spread
 	keys       []*topologyKey
-	classes    int // how many were compiled
+	classes    int         // how many were compiled
+	spreading  []*PodClass // those of them that are spread
 }
 
 // topologyKey numbers the domains of a key, so that a question is answered by a

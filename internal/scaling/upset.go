@@ -1,6 +1,9 @@
 package scaling
 
-import "maps"
+import (
+	"maps"
+	"slices"
+)
 
 // A spread is even when a pod is put on its node, and only then. A new node of
 // another domain that comes meanwhile, and that the pod can't use, would be a
@@ -38,6 +41,9 @@ func (t *topology) restorePromises(was []map[*PodClass]int) {
 // upsets reports whether a node of the pool's template, made for pods of the
 // class, would be such a domain.
 func (e *evaluation) upsets(p *poolRun, c *PodClass, n *simNode) bool {
+	if !e.turnsDown(p) {
+		return false
+	}
 	for _, s := range e.world.topology.spreadList {
 		if len(s.promised) == 0 {
 			continue
@@ -59,4 +65,14 @@ func (e *evaluation) upsets(p *poolRun, c *PodClass, n *simNode) bool {
 		}
 	}
 	return false
+}
+
+// turnsDown reports whether the pool's nodes are of no use to pods of any class that
+// is spread. Mostly they are not, and nothing else need be asked.
+func (e *evaluation) turnsDown(p *poolRun) bool {
+	if !p.spreadKnown {
+		p.spreadKnown = true
+		p.spreadDown = slices.ContainsFunc(e.world.topology.spreading, func(c *PodClass) bool { return e.onTemplate(p, c) != nil })
+	}
+	return p.spreadDown
 }
