@@ -48,3 +48,7 @@ func (r *Rerun[T]) Apply(d Delivery, fn func(t *Turn[T]) error) ([]events.Event,
 	r.e = next
 	return t.out, nil
 }
+
+// Due is the deadline of the record, at which a live one gets a timer.fired; zero:
+// none.
+func (r *Rerun[T]) Due() time.Time { return r.e.Due }

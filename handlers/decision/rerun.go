@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"slices"
+	"time"
 
 	"github.com/k3s-autoscaler/k3s-autoscaler/bus"
 	"github.com/k3s-autoscaler/k3s-autoscaler/events"
@@ -14,15 +15,26 @@ import (
 // Rerun decides again on one cluster what was decided, from a checkpoint on. It
 // runs the handler's own code on a record in memory, and publishes nothing.
 type Rerun struct {
-	h   *Handler
-	v   *view
-	run *bus.Rerun[Record]
-	res scaling.Result
+	h     *Handler
+	v     *view
+	run   *bus.Rerun[Record]
+	under func(Config) Config // nil: as recorded
+	res   scaling.Result
+}
+
+// RerunOption changes how a Rerun decides.
+type RerunOption func(*Rerun)
+
+// Under has it decide under another policy than the recorded one: policy is given
+// the one of the checkpoint and of each config.applied behind it, and returns what
+// is decided under from there on. It must be pure.
+func Under(policy func(recorded Config) Config) RerunOption {
+	return func(r *Rerun) { r.under = policy }
 }
 
 // NewRerun begins after the full snapshot that the checkpoint d follows. history
 // must hold that.
-func NewRerun(history History, d bus.Delivery) (*Rerun, error) {
+func NewRerun(history History, d bus.Delivery, opts ...RerunOption) (*Rerun, error) {
 	p, err := events.Decode[events.DecisionCheckpointed](d.Event)
 	if err != nil {
 		return nil, fmt.Errorf("begin with the checkpoint of cluster %s: %w", d.Key.Cluster, err)
@@ -31,11 +43,22 @@ func NewRerun(history History, d bus.Delivery) (*Rerun, error) {
 	if err := json.Unmarshal(p.State, &rec); err != nil {
 		return nil, fmt.Errorf("begin with the checkpoint of cluster %s: read its state: %w", d.Key.Cluster, err)
 	}
-	run, err := bus.NewRerun(stateOptions(), d.Key, rec, d.Incarnation, p.Snapshot, p.At)
+	r := &Rerun{h: &Handler{history: history, version: p.Version}, v: &view{fold: events.NewFold()}}
+	for _, o := range opts {
+		o(r)
+	}
+	if r.under != nil && rec.Config != nil {
+		c := r.under(*rec.Config)
+		if rec.Config.DryRun && !c.DryRun {
+			rec.Core = rec.Core.Apply(p.At, scaling.DryRunEnded{})
+		}
+		rec.Config = &c
+	}
+	r.run, err = bus.NewRerun(stateOptions(), d.Key, rec, d.Incarnation, p.Snapshot, p.At)
 	if err != nil {
 		return nil, fmt.Errorf("begin with the checkpoint of cluster %s: %w", d.Key.Cluster, err)
 	}
-	return &Rerun{h: &Handler{history: history, version: p.Version}, v: &view{fold: events.NewFold()}, run: run}, nil
+	return r, nil
 }
 
 // Reads reports whether the live handler received a delivery: its type and key are
@@ -63,6 +86,11 @@ func (r *Rerun) Handle(ctx context.Context, d bus.Delivery) ([]events.Event, err
 	if err != nil {
 		return nil, nil
 	}
+	if p, ok := in.(events.ConfigApplied); ok && r.under != nil {
+		c := r.under(Config{Sequence: d.Sequence, Digest: p.Digest, DryRun: p.DryRun, Policy: p.Policy})
+		p.Digest, p.DryRun, p.Policy = c.Digest, c.DryRun, c.Policy
+		in = p
+	}
 	out, err := r.run.Apply(d, func(t *bus.Turn[Record]) error {
 		o, err := r.h.turn(ctx, d, in, r.v, t)
 		if err == nil {
@@ -78,3 +106,6 @@ func (r *Rerun) Handle(ctx context.Context, d bus.Delivery) ([]events.Event, err
 	}
 	return slices.Clone(out), nil
 }
+
+// WakeAt is when a timer.fired is due though no other event arrives; zero: never.
+func (r *Rerun) WakeAt() time.Time { return r.run.Due() }
