@@ -76,7 +76,7 @@ soak: ## Repeat what depends on chance, with a report in docs/soak.md: schedules
 	CHAOS_SCHEDULES=200 CHAOS_PRODUCTION=10 CHAOS_REPORT=$(CURDIR)/docs/soak.md CHAOS_COMMIT=$(VERSION) \
 	  go test -count=1 -timeout 3h -v -run 'ChaosLoses' ./bus | grep --line-buffered -v -e '^=== '
 	go test -count=25 -timeout 60m -run 'Processes|Frozen|Killed' ./bus
-	go test -count=1 -timeout 60m ./internal/scaling ./events -rapid.checks=10000
+	go test -count=1 -timeout 60m -v ./internal/scaling ./events -rapid.checks=10000 | grep --line-buffered -e evaluations -e 'rapid' -e '^ok' -e FAIL
 
 .PHONY: bench
 bench: ## Measure every promised figure (median of 5) beside its target; about 15 minutes; exit 1 on a clear miss

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -16,6 +17,9 @@ import (
 var t0 = time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)
 
 const gi = 1 << 30
+
+// evaluations counts those of all tests.
+var evaluations atomic.Int64
 
 // setup is a cluster in the making, and a row of evaluations of it.
 type setup struct {
@@ -76,6 +80,7 @@ func (s *setup) evaluate() Result {
 		}
 	}
 	s.step++
+	evaluations.Add(1)
 	res := Evaluate(s.now, s.policy, s.state, s.obs, testSeed(fmt.Sprint("event-", s.step)))
 	s.state = res.State
 	return res
