@@ -46,6 +46,9 @@ func run(ctx context.Context, o cli.RunOptions) (err error) {
 	a, err := app.New(ctx, app.Options{
 		Config: o.Config, Version: o.Version, Roles: o.Roles, DryRun: o.DryRun, Logger: log, Registry: reg,
 	})
+	if ctx.Err() != nil && errors.Is(err, context.Canceled) {
+		return nil // told to stop while it waited for the bus
+	}
 	if err != nil {
 		return err
 	}

@@ -32,7 +32,7 @@ func (a *App) openBus(ctx context.Context) error {
 	if a.store != nil {
 		o.Admit = func(st bus.LogState) error { return a.admitLog(ctx, st) }
 	}
-	b, err := bus.Open(ctx, o)
+	b, err := a.awaitBus(ctx, o)
 	if err != nil {
 		return fmt.Errorf("open the bus: %w", err)
 	}
