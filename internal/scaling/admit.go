@@ -50,10 +50,9 @@ type lowly struct {
 // each before it is counted, and returns how many found a place.
 func (w *world) distribute(c *PodClass, nodes []*simNode, n int, put func(*simNode)) int {
 	left := n
-	again := !c.rules.monotone()
+	again := !c.rules.monotone() // nodes may take more once others have
 	for moved := true; moved && left > 0; moved = moved && again {
 		moved = false
-		var open []*simNode // those that may take more once others have
 		for _, node := range nodes {
 			for left > 0 && !node.leaves && w.admits(c, node) {
 				put(node)
@@ -67,11 +66,7 @@ func (w *world) distribute(c *PodClass, nodes []*simNode, n int, put func(*simNo
 			if left == 0 {
 				break
 			}
-			if again && !node.leaves && w.room(c, node) == "" && w.allowed(c, node) {
-				open = append(open, node)
-			}
 		}
-		nodes = open
 	}
 	return n - left
 }

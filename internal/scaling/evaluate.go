@@ -54,6 +54,7 @@ type poolRun struct {
 	st       PoolState
 	template *simNode
 	judged   verdicts // see onTemplate
+	trials   []*simNode
 	// Whether it is known that the pool turns down classes that are spread, and does.
 	spreadKnown, spreadDown bool
 

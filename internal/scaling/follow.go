@@ -167,6 +167,11 @@ func (x *Index) applyPods(changed []Pod, gone []string) {
 	if len(changed)+len(gone) == 0 {
 		return
 	}
+	if len(changed) > len(x.pods) { // as it is, it would grow several times
+		pods := make(map[podKey]*Pod, len(x.pods)+len(changed))
+		maps.Copy(pods, x.pods)
+		x.pods = pods
+	}
 	sort := false
 	for i := range changed {
 		p := &changed[i]

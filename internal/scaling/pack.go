@@ -78,7 +78,7 @@ func (e *evaluation) estimate(p *poolRun, groups []*group) option {
 		left[g] = len(g.pods)
 		put(g, nodes)
 		for left[g] > 0 && len(nodes) < p.slots() && e.onTemplate(p, g.class) == nil {
-			n := p.template.instance(fmt.Sprintf("%s-new-%d", p.Name, len(nodes)), kindNew)
+			n := p.trial(len(nodes))
 			if e.upsets(p, g.class, n) {
 				break
 			}

@@ -59,6 +59,7 @@ func (e *evaluation) waiting() []*group {
 			g.marked++
 		}
 	}
+	e.placed = slices.Grow(e.placed, e.pending)
 	for _, key := range sortedKeys(hopeless) {
 		e.rejectPods(hopeless[key], *why[key], nil)
 	}

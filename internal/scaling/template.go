@@ -1,6 +1,7 @@
 package scaling
 
 import (
+	"fmt"
 	"maps"
 	"slices"
 	"strings"
@@ -158,12 +159,33 @@ func (w *world) agreed() *simNode {
 
 // instance is a node made from a template.
 func (n *simNode) instance(name string, k kind) *simNode {
-	out := *n
-	out.name, out.kind, out.alloc, out.free = name, k, n.alloc.clone(), n.free.clone()
-	out.ports, out.daemons, out.trial, out.attached = slices.Clone(n.ports), slices.Clone(n.daemons), nil, false
-	out.lowly, out.expendable, out.template = slices.Clone(n.lowly), n.expendable.clone(), n
+	out := n.copied()
+	out.name, out.kind, out.alloc = name, k, n.alloc.clone()
 	out.domains, out.counts = nil, nil
 	out.labels = maps.Clone(n.labels)
 	out.labels[corev1.LabelHostname] = name
 	return &out
+}
+
+// copied is an empty node like the template, with what pods change its own.
+func (n *simNode) copied() simNode {
+	out := *n
+	out.free, out.expendable = n.free.clone(), n.expendable.clone()
+	out.ports, out.daemons, out.lowly = slices.Clone(n.ports), slices.Clone(n.daemons), slices.Clone(n.lowly)
+	out.trial, out.attached, out.template = nil, false, n
+	return out
+}
+
+// trial is the pool's new node number i, empty: it is put to the test for every
+// choice between pools, and made once.
+func (p *poolRun) trial(i int) *simNode {
+	if i == len(p.trials) {
+		p.trials = append(p.trials, p.template.instance(fmt.Sprintf("%s-new-%d", p.Name, i), kindNew))
+	}
+	n := p.trials[i]
+	empty := p.template.copied()
+	empty.name, empty.kind, empty.alloc, empty.labels = n.name, n.kind, n.alloc, n.labels
+	empty.domains, empty.counts, empty.trial = n.domains, n.counts, n.trial[:0]
+	*n = empty
+	return n
 }

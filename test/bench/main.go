@@ -141,7 +141,7 @@ func run(ctx context.Context, args []string, out io.Writer) error {
 		defer pprof.StopCPUProfile()
 	}
 	var results []result
-	for _, f := range slices.Concat(w.figures(), w.sizes(), decisions()) {
+	for _, f := range slices.Concat(w.figures(), w.sizes(), decisions(), w.latencies()) {
 		if !match.MatchString(f.name) {
 			continue
 		}

@@ -36,7 +36,13 @@ type role struct {
 	Serve string // directory of the data: run a server
 	Work  string // URL: run a handler
 	Idle  string // directory: run the whole product on an idle cluster
-	Name  string
+	// Product is a directory: run the whole product on a real API server, with that
+	// batch window; Floor: run test/floor there.
+	Product, Window     string
+	Floor               bool
+	Kubeconfig, Actor   string
+	Namespace, Provider string // what both work on
+	Name                string
 	// InFlight and Wait describe the handler: how many events at a time, and how
 	// long it waits with each.
 	InFlight int
@@ -53,6 +59,10 @@ func child(spec string) error {
 		return serve(r.Serve)
 	case r.Idle != "":
 		return idle(r.Idle)
+	case r.Product != "":
+		return runProduct(r)
+	case r.Floor:
+		return runFloor(r)
 	}
 	return work(r)
 }
@@ -143,6 +153,7 @@ func (p *process) end() {
 type world struct {
 	dir   string
 	sites []*site // that live until the end
+	ends  []func()
 }
 
 func newWorld() (*world, error) {
@@ -153,6 +164,9 @@ func newWorld() (*world, error) {
 func (w *world) close() {
 	for _, s := range w.sites {
 		s.close()
+	}
+	for _, end := range w.ends {
+		end()
 	}
 	_ = os.RemoveAll(w.dir)
 }
