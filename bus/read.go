@@ -136,6 +136,19 @@ func (b *Bus) Last(ctx context.Context, key Key, eventType string) (Delivery, bo
 	return d, true, nil
 }
 
+// Delivered is an event that the stream of record gave to somebody who kept it, as it
+// reached the handlers.
+func Delivered(e events.Event, seq uint64, incarnation string, at time.Time) (Delivery, error) {
+	d := Delivery{Event: e, Sequence: seq, Incarnation: incarnation, StreamTime: at.UTC(), Attempt: 1}
+	cluster, key, err := events.PartitionKey(e)
+	if err != nil {
+		return d, err
+	}
+	d.Key = Key{Cluster: cluster, Name: key}
+	d.Redrive, _, err = events.RedriveOf(e)
+	return d, err
+}
+
 // delivery turns a stored message into a delivery with all its data. The error is
 // an *UndecodableError when that is certainly not possible.
 func (b *Bus) delivery(ctx context.Context, subject string, h nats.Header, data []byte, seq uint64, at time.Time) (Delivery, error) {

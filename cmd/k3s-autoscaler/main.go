@@ -14,6 +14,7 @@ import (
 	"github.com/k3s-autoscaler/k3s-autoscaler/bus"
 	"github.com/k3s-autoscaler/k3s-autoscaler/internal/app"
 	"github.com/k3s-autoscaler/k3s-autoscaler/internal/app/demo"
+	"github.com/k3s-autoscaler/k3s-autoscaler/internal/bundle"
 	"github.com/k3s-autoscaler/k3s-autoscaler/internal/cli"
 	"github.com/k3s-autoscaler/k3s-autoscaler/internal/replay"
 	"github.com/k3s-autoscaler/k3s-autoscaler/internal/telemetry"
@@ -27,7 +28,7 @@ func main() { os.Exit(execute()) }
 func execute() int {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	return cli.Execute(ctx, cli.Options{Version: version, Run: run, Demo: show, Replay: again, Decide: decide, BusProvision: provision, BusPermissions: permissions, BusRebase: rebase}, os.Args[1:])
+	return cli.Execute(ctx, cli.Options{Version: version, Run: run, Demo: show, Replay: again, Decide: decide, Export: export, BusProvision: provision, BusPermissions: permissions, BusRebase: rebase}, os.Args[1:])
 }
 
 func run(ctx context.Context, o cli.RunOptions) (err error) {
@@ -58,6 +59,10 @@ func run(ctx context.Context, o cli.RunOptions) (err error) {
 
 func decide(ctx context.Context, o cli.DecideOptions) (replay.DecisionReport, error) {
 	return app.Decide(ctx, app.DecideOptions{Config: o.Config, Options: o.Replay})
+}
+
+func export(ctx context.Context, o cli.ExportOptions) (bundle.Manifest, error) {
+	return app.Export(ctx, app.ExportOptions{Config: o.Config, Options: o.Export})
 }
 
 func again(ctx context.Context, o cli.ReplayOptions) (replay.Report, error) {

@@ -17,13 +17,13 @@ import (
 	"github.com/k3s-autoscaler/k3s-autoscaler/internal/cli"
 )
 
-// bundle is a NATS server and a configuration that uses it.
-type bundle struct {
+// testBundle is a NATS server and a configuration that uses it.
+type testBundle struct {
 	js     jetstream.JetStream
 	config string
 }
 
-func setup(t *testing.T, more string) *bundle {
+func setup(t *testing.T, more string) *testBundle {
 	t.Helper()
 	dir := t.TempDir()
 	s, err := server.NewServer(&server.Options{Host: "127.0.0.1", Port: server.RANDOM_PORT, JetStream: true, StoreDir: dir, NoSigs: true, NoLog: true})
@@ -37,7 +37,7 @@ func setup(t *testing.T, more string) *bundle {
 	nc, err := nats.Connect(s.ClientURL())
 	require.NoError(t, err)
 	t.Cleanup(nc.Close)
-	b := &bundle{config: filepath.Join(dir, "config.yaml")}
+	b := &testBundle{config: filepath.Join(dir, "config.yaml")}
 	b.js, err = jetstream.New(nc)
 	require.NoError(t, err)
 	require.NoError(t, os.WriteFile(b.config, fmt.Appendf(nil,
@@ -47,7 +47,7 @@ func setup(t *testing.T, more string) *bundle {
 }
 
 // execute runs one command line of the program; it ends with the test.
-func (b *bundle) execute(t *testing.T, args ...string) (code int, out, errOut string) {
+func (b *testBundle) execute(t *testing.T, args ...string) (code int, out, errOut string) {
 	t.Helper()
 	var stdout, stderr bytes.Buffer
 	code = cli.Execute(t.Context(), cli.Options{Version: "test", Run: run, Demo: show, BusProvision: provision, BusPermissions: permissions,
@@ -56,7 +56,7 @@ func (b *bundle) execute(t *testing.T, args ...string) (code int, out, errOut st
 }
 
 // remake makes the stream of record anew, changed by somebody.
-func (b *bundle) remake(t *testing.T, change func(*jetstream.StreamConfig)) {
+func (b *testBundle) remake(t *testing.T, change func(*jetstream.StreamConfig)) {
 	t.Helper()
 	s, err := b.js.Stream(t.Context(), bus.StreamName)
 	require.NoError(t, err)

@@ -51,7 +51,8 @@ func large(typ string) bool {
 	return typ == events.TypeSnapshotCaptured || typ == events.TypeSnapshotChanged || typ == events.TypeDecisionCheckpointed
 }
 
-func entry(d bus.Delivery, full bool) (Entry, error) {
+// EntryOf is an event as the log lists it; full: with the data of large ones.
+func EntryOf(d bus.Delivery, full bool) (Entry, error) {
 	out := Entry{Sequence: d.Sequence, Incarnation: d.Incarnation, StreamTime: d.StreamTime}
 	e := d.Event
 	if !full && large(e.Type()) && len(e.Data()) > 1024 {
@@ -143,7 +144,7 @@ func (s *Server) listEvents(ctx context.Context, in *struct {
 		if d, err = told(d, err); err != nil {
 			return nil, s.queryError(ctx, "the event log", err)
 		}
-		x, err := entry(d, in.Full)
+		x, err := EntryOf(d, in.Full)
 		if err != nil {
 			return nil, s.queryError(ctx, "the event log", err)
 		}
@@ -308,7 +309,7 @@ func (s *Server) follow(ctx context.Context, o bus.ReadOptions, full bool, lines
 }
 
 func streamLine(d bus.Delivery, full bool) (string, error) {
-	x, err := entry(d, full)
+	x, err := EntryOf(d, full)
 	if err != nil {
 		return "", err
 	}

@@ -11,6 +11,7 @@ import (
 	"github.com/k3s-autoscaler/k3s-autoscaler/bus"
 	"github.com/k3s-autoscaler/k3s-autoscaler/bus/embedded"
 	"github.com/k3s-autoscaler/k3s-autoscaler/internal/audit/sqlite"
+	"github.com/k3s-autoscaler/k3s-autoscaler/internal/bundle"
 	"github.com/k3s-autoscaler/k3s-autoscaler/internal/config"
 	"github.com/k3s-autoscaler/k3s-autoscaler/internal/replay"
 )
@@ -92,6 +93,27 @@ func Decide(ctx context.Context, o DecideOptions) (_ replay.DecisionReport, err 
 		do.Log = log
 	}
 	return replay.Decisions(ctx, do)
+}
+
+// ExportOptions say what a bundle is made of.
+type ExportOptions struct {
+	// Config names the stream; nil: Log of Options is given.
+	Config  *config.Config
+	Options bundle.ExportOptions
+}
+
+// Export writes a bundle of the stream of record, which it opens for reading alone.
+func Export(ctx context.Context, o ExportOptions) (_ bundle.Manifest, err error) {
+	eo := o.Options
+	if o.Config != nil {
+		log, end, err := openLog(ctx, o.Config.Bus, slog.New(slog.DiscardHandler))
+		if err != nil {
+			return bundle.Manifest{}, err
+		}
+		defer func() { err = errors.Join(err, end()) }()
+		eo.Log = log
+	}
+	return bundle.Export(ctx, eo)
 }
 
 // openLog opens the stream of record for reading. An embedded one is started for

@@ -17,6 +17,7 @@ import (
 	"k8s.io/utils/clock"
 
 	"github.com/k3s-autoscaler/k3s-autoscaler/bus"
+	"github.com/k3s-autoscaler/k3s-autoscaler/internal/bundle"
 	"github.com/k3s-autoscaler/k3s-autoscaler/internal/config"
 	"github.com/k3s-autoscaler/k3s-autoscaler/internal/replay"
 )
@@ -70,14 +71,15 @@ type PermissionsOptions struct {
 	Stdout io.Writer
 }
 
-// Options of the command line. Run, Demo, Replay, Decide and those of the bus are required; everything else
-// defaults to the process's own.
+// Options of the command line. Run, Demo, Replay, Decide, Export and those of the bus are required;
+// everything else defaults to the process's own.
 type Options struct {
 	Version string
 	Run     func(ctx context.Context, o RunOptions) error
 	Demo    func(ctx context.Context, o DemoOptions) error
 	Replay  func(ctx context.Context, o ReplayOptions) (replay.Report, error)
 	Decide  func(ctx context.Context, o DecideOptions) (replay.DecisionReport, error)
+	Export  func(ctx context.Context, o ExportOptions) (bundle.Manifest, error)
 
 	BusProvision   func(ctx context.Context, o ProvisionOptions) error
 	BusRebase      func(ctx context.Context, o RebaseOptions) (bus.Rebased, error)
@@ -221,7 +223,8 @@ one that runs, found by --server and --token-file, the environment
 		}
 	}
 	group("start", a.demoCommand(), a.runCommand())
-	group("look", a.statusCommand(), a.nodesCommand(), a.explainCommand(), a.eventsCommand(), a.auditCommand(), a.dlqCommand(), a.replayCommand())
+	group("look", a.statusCommand(), a.nodesCommand(), a.explainCommand(), a.eventsCommand(), a.auditCommand(), a.dlqCommand(), a.replayCommand(),
+		a.exportCommand(), a.importCommand())
 	group("act", a.scaleCommand(), a.nodeCommand("cordon"), a.nodeCommand("uncordon"), a.nodeCommand("drain"), a.nodeCommand("remove"),
 		a.pauseCommand(), a.resumeCommand(), a.poolCommand())
 	group("set", a.configCommand(), a.keyCommand(), a.busCommand(), a.versionCommand())

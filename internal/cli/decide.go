@@ -14,27 +14,25 @@ import (
 
 // DecideOptions are what 'replay --decisions' was asked for.
 type DecideOptions struct {
-	// Config names the stream; nil: Replay has it, of the process that runs.
+	// Config names the stream; nil: Replay has it, of the process that runs or of a
+	// bundle.
 	Config *config.Config
 	Replay replay.DecisionOptions
 }
 
 // decideAgain is 'replay --decisions'.
-func (a *app) decideAgain(cmd *cobra.Command, from, to, cluster, configPath string) error {
+func (a *app) decideAgain(cmd *cobra.Command, from, to, cluster string, at place) error {
 	o := DecideOptions{Replay: replay.DecisionOptions{Cluster: cluster}}
 	var err error
-	if o.Replay.From, err = a.position("--from", from); err != nil {
+	var now time.Time
+	if o.Config, o.Replay.Log, now, err = a.log(at); err != nil {
 		return err
 	}
-	if o.Replay.To, err = a.position("--to", to); err != nil {
+	if o.Replay.From, err = position("--from", from, now); err != nil {
 		return err
 	}
-	var cl *client
-	if o.Config, cl, err = a.source(configPath); err != nil {
+	if o.Replay.To, err = position("--to", to, now); err != nil {
 		return err
-	}
-	if cl != nil {
-		o.Replay.Log = remoteLog{a, cl}
 	}
 	r, err := a.Decide(cmd.Context(), o)
 	if err != nil {

@@ -40,6 +40,7 @@ type logFlags struct {
 	since, until  string
 	types         []string
 	all, full     bool
+	bundle        string // list alone
 }
 
 func (f *logFlags) add(c *cobra.Command) {
@@ -69,6 +70,16 @@ func (a *app) eventsCommand() *cobra.Command {
 		Use: "list", Short: "List events, oldest first; the newest hundred without --since",
 		Args: cobra.NoArgs,
 		RunE: do(func(cmd *cobra.Command, _ []string) error {
+			if lf.bundle != "" {
+				if follow {
+					return usagef("--follow: has no place beside --bundle, to which nothing comes")
+				}
+				entries, err := lf.bundled(cmd.Context(), limit)
+				if err != nil {
+					return err
+				}
+				return a.listEntries(entries)
+			}
 			cl, err := a.connect()
 			if err != nil {
 				return err
@@ -84,21 +95,11 @@ func (a *app) eventsCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return a.show(entries, func(w io.Writer) error {
-				if len(entries) == 0 {
-					_, err := fmt.Fprintln(w, "no events")
-					return err
-				}
-				t := newColumns(w, "TIME", "SEQUENCE", "EVENT", "ABOUT", "WHAT")
-				for _, e := range entries {
-					x := parse(e)
-					t.row(clockTime(e.StreamTime), strconv.FormatUint(e.Sequence, 10), x.name, x.about, x.what)
-				}
-				return t.flush("")
-			})
+			return a.listEntries(entries)
 		}),
 	}
 	lf.add(list)
+	bundleFlag(list, &lf.bundle)
 	list.Flags().IntVar(&limit, "limit", 100, "at most so many")
 	list.Flags().BoolVarP(&follow, "follow", "f", false, "go on with what happens, as 'events tail' does")
 	tail := &cobra.Command{
@@ -117,6 +118,21 @@ func (a *app) eventsCommand() *cobra.Command {
 	tf.add(tail)
 	tail.Flags().BoolVarP(&end, "follow", "f", true, "go on with what happens; --follow=false ends with what is stored")
 	return parent("events", "List and follow events", a.listing(list), a.listing(tail))
+}
+
+func (a *app) listEntries(entries []api.Entry) error {
+	return a.show(entries, func(w io.Writer) error {
+		if len(entries) == 0 {
+			_, err := fmt.Fprintln(w, "no events")
+			return err
+		}
+		t := newColumns(w, "TIME", "SEQUENCE", "EVENT", "ABOUT", "WHAT")
+		for _, e := range entries {
+			x := parse(e)
+			t.row(clockTime(e.StreamTime), strconv.FormatUint(e.Sequence, 10), x.name, x.about, x.what)
+		}
+		return t.flush("")
+	})
 }
 
 // pages gathers up to limit items of a listing.

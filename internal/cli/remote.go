@@ -39,7 +39,8 @@ func (r remoteLog) LogState(ctx context.Context) (bus.LogState, error) {
 // Read implements replay.Log for ranges; it does not follow.
 func (r remoteLog) Read(ctx context.Context, o bus.ReadOptions) iter.Seq2[bus.Delivery, error] {
 	return func(yield func(bus.Delivery, error) bool) {
-		q := url.Values{"full": {"true"}, "follow": {"false"}}
+		q := query("cluster", o.Cluster, "node", o.Node)
+		q["full"], q["follow"], q["type"] = []string{"true"}, []string{"false"}, o.Types
 		for name, p := range map[string]replay.Position{"since": {Sequence: o.FromSequence, Time: o.Since}, "until": {Sequence: o.UntilSequence, Time: o.Until}} {
 			switch {
 			case !p.Time.IsZero():
@@ -68,15 +69,15 @@ func (r remoteLog) Read(ctx context.Context, o bus.ReadOptions) iter.Seq2[bus.De
 
 // delivered is an entry of the log as it reached the handlers.
 func delivered(e api.Entry) (bus.Delivery, error) {
-	d := bus.Delivery{Sequence: e.Sequence, Incarnation: e.Incarnation, StreamTime: e.StreamTime.UTC(), Attempt: 1}
-	if err := json.Unmarshal(e.Event, &d.Event); err != nil {
-		return d, fmt.Errorf("read event %d: %w", e.Sequence, err)
+	var event events.Event
+	err := json.Unmarshal(e.Event, &event)
+	var d bus.Delivery
+	if err == nil {
+		d, err = bus.Delivered(event, e.Sequence, e.Incarnation, e.StreamTime)
 	}
-	cluster, key, err := events.PartitionKey(d.Event)
 	if err != nil {
 		return d, fmt.Errorf("read event %d: %w", e.Sequence, err)
 	}
-	d.Key = bus.Key{Cluster: cluster, Name: key}
 	return d, nil
 }
 

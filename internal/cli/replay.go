@@ -26,7 +26,7 @@ type ReplayOptions struct {
 }
 
 func (a *app) replayCommand() *cobra.Command {
-	var from, to, handler, into, configPath, cluster, node string
+	var from, to, handler, into, configPath, bundlePath, cluster, node string
 	var types []string
 	var decisions bool
 	c := &cobra.Command{
@@ -49,22 +49,26 @@ before it.
 
 With --decisions it takes every decision again, from the first checkpoint in the
 range on, and compares each event that a decision led to, and the whole state at
-each checkpoint, with what the log holds.`,
-		Example: "  k3s-autoscaler replay --from 24h\n  k3s-autoscaler replay --decisions --since 7d\n  k3s-autoscaler replay --from 1200 --to 1300 --into rebuilt.db\n  k3s-autoscaler replay --config config.yaml   # while it is stopped",
+each checkpoint, with what the log holds. With --bundle it does so with the log that
+'export' wrote into a file; how long ago is then counted from its end.`,
+		Example: "  k3s-autoscaler replay --from 24h\n  k3s-autoscaler replay --decisions --since 7d\n  k3s-autoscaler replay --decisions --bundle incident.tar.zst\n  k3s-autoscaler replay --from 1200 --to 1300 --into rebuilt.db\n  k3s-autoscaler replay --config config.yaml   # while it is stopped",
 		Args:    cobra.NoArgs,
 		RunE: do(func(cmd *cobra.Command, _ []string) error {
 			if decisions {
-				return a.decideAgain(cmd, from, to, cluster, configPath)
+				return a.decideAgain(cmd, from, to, cluster, place{configPath, bundlePath})
+			}
+			if bundlePath != "" {
+				return usagef("--bundle: is for --decisions; a bundle holds no audit store to compare with")
 			}
 			if handler != events.HandlerAuditing {
 				return usagef("--to-handler: is %q, expected %s: it records and does not act", handler, events.HandlerAuditing)
 			}
 			o := ReplayOptions{Into: into, Replay: replay.Options{Cluster: cluster, Node: node}}
 			var err error
-			if o.Replay.From, err = a.position("--from", from); err != nil {
+			if o.Replay.From, err = position("--from", from, a.Clock.Now()); err != nil {
 				return err
 			}
-			if o.Replay.To, err = a.position("--to", to); err != nil {
+			if o.Replay.To, err = position("--to", to, a.Clock.Now()); err != nil {
 				return err
 			}
 			if o.Replay.Types, err = api.MatchTypes(types); err != nil {
@@ -102,6 +106,8 @@ each checkpoint, with what the log holds.`,
 	f.StringVar(&into, "into", "", "keep the rebuilt store in this file, which must not exist")
 	f.StringVar(&configPath, "config", "", "open stream and audit store of this configuration, instead of asking a process")
 	_ = c.MarkFlagFilename("config", "yaml", "yml") // the flag exists
+	bundleFlag(c, &bundlePath)
+	c.MarkFlagsMutuallyExclusive("config", "bundle")
 	c.MarkFlagsMutuallyExclusive("from", "since")
 	for _, flag := range []string{"to-handler", "type", "node", "into"} {
 		c.MarkFlagsMutuallyExclusive("decisions", flag)
@@ -125,8 +131,8 @@ type replayed struct {
 	Equal bool `json:"equal"`
 }
 
-// position reads a place in the stream.
-func (a *app) position(flag, s string) (replay.Position, error) {
+// position reads a place in the stream; how long ago is counted from now.
+func position(flag, s string, now time.Time) (replay.Position, error) {
 	if s == "" {
 		return replay.Position{}, nil
 	}
@@ -134,7 +140,7 @@ func (a *app) position(flag, s string) (replay.Position, error) {
 		return replay.Position{Sequence: seq}, nil
 	}
 	if d, err := api.ParseAgo(s); err == nil {
-		return replay.Position{Time: a.Clock.Now().Add(-d).UTC()}, nil
+		return replay.Position{Time: now.Add(-d).UTC()}, nil
 	}
 	t, err := time.Parse(time.RFC3339Nano, s)
 	if err != nil {

@@ -81,6 +81,11 @@ func (a *app) loadConfig(path string, acting bool) (*config.Config, error) {
 	if err == nil && acting {
 		err = cfg.CheckRun()
 	}
+	return a.loaded(path, cfg, err)
+}
+
+// loaded prints every problem and warning of a configuration that was read.
+func (a *app) loaded(path string, cfg *config.Config, err error) (*config.Config, error) {
 	var errs *config.Errors
 	if errors.As(err, &errs) {
 		for _, p := range errs.Problems {
