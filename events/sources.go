@@ -228,15 +228,17 @@ type PoolSchedule struct {
 // PoolPolicy is the policy of one pool. Every duration is positive; the
 // defaults are the configuration's.
 type PoolPolicy struct {
-	Name     string            `json:"name"`
-	Provider string            `json:"provider"`
-	Min      int               `json:"min"`
-	Max      int               `json:"max"`
-	Size     Resources         `json:"size"`               // allocatable of a new node
-	Priority int               `json:"priority,omitempty"` // rank among pools, higher is preferred
-	Price    float64           `json:"price,omitempty"`    // of a node, an hour, in any currency
-	Labels   map[string]string `json:"labels,omitempty"`
-	Taints   []Taint           `json:"taints,omitempty"`
+	Name     string `json:"name"`
+	Provider string `json:"provider"`
+	// RenamedFrom are names that the pool had: nodes of these are its nodes.
+	RenamedFrom []string          `json:"renamed_from,omitempty"`
+	Min         int               `json:"min"`
+	Max         int               `json:"max"`
+	Size        Resources         `json:"size"`               // allocatable of a new node
+	Priority    int               `json:"priority,omitempty"` // rank among pools, higher is preferred
+	Price       float64           `json:"price,omitempty"`    // of a node, an hour, in any currency
+	Labels      map[string]string `json:"labels,omitempty"`
+	Taints      []Taint           `json:"taints,omitempty"`
 	// Headroom is room for pods that are to come; absent: none.
 	Headroom *Headroom `json:"headroom,omitempty"`
 	// Schedules set other limits within windows.

@@ -162,6 +162,35 @@ func TestAQuietNodeIsDrainedUnderTheCorrelationOfItsLife(t *testing.T) {
 	require.Equal(t, "a-2", payloads[events.NodeDrainCancelled](b)[0].Node)
 }
 
+func TestAPoolThatIsRenamedTakesItsNodesAlong(t *testing.T) {
+	t.Parallel()
+	for renamed, want := range map[bool][]string{true: {"a-2"}, false: nil} {
+		b := newBundle(t)
+		b.configure()
+		b.node("a-1")
+		b.node("a-2")
+		b.publish(b.full())
+		b.configure(func(c *events.ConfigApplied) {
+			p := &c.Policy.Pools[0]
+			p.Name, c.Policy.AlertRules, c.Digest = "b", nil, "policy-2"
+			p.JobsDeadline = events.Duration(time.Hour)
+			if renamed {
+				p.RenamedFrom = []string{"a"}
+			}
+		})
+		b.pass(10*time.Minute + 10*time.Second)
+		var gone []string
+		for _, d := range payloads[events.NodeDrainRequested](b) {
+			gone = append(gone, d.Node)
+			require.Equal(t, "b", d.Pool)
+			require.Equal(t, "claim-"+d.Node, d.ClaimID)
+			require.Equal(t, time.Hour, d.JobsDeadline.Std())
+		}
+		require.Subset(t, want, gone)
+		require.Equal(t, len(want) > 0, len(gone) > 0)
+	}
+}
+
 func TestARequestForANodeOfNoPoolIsRefusedWhereOneCanSeeIt(t *testing.T) {
 	t.Parallel()
 	b := newBundle(t)

@@ -23,7 +23,7 @@ func (r *Record) Policy() scaling.Policy {
 		MaxRemovalsPerHour: p.MaxRemovalsPerHour, ExpendableBelow: p.ExpendableBelow, PoolChoice: p.PoolChoice, DryRun: r.Config.DryRun}
 	for _, o := range p.Pools {
 		out.Pools = append(out.Pools, scaling.Pool{
-			Name: o.Name, Provider: o.Provider, Min: o.Min, Max: o.Max, Size: resources(o.Size),
+			Name: o.Name, Provider: o.Provider, RenamedFrom: o.RenamedFrom, Min: o.Min, Max: o.Max, Size: resources(o.Size),
 			Priority: o.Priority, PriceMicros: micros(o.Price), Labels: o.Labels, Taints: taints(o.Taints),
 			StartupTaints:       taints(o.StartupTaints),
 			ReplaceUnreadyAfter: o.ReplaceUnreadyAfter.Std(),

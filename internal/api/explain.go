@@ -97,6 +97,11 @@ func (s *Server) explainPool(ctx context.Context, x *Explanation, name string) (
 	x.Kind, x.Cluster, x.Pool = KindPool, p.Cluster, &p
 	ds, err := s.decisions(ctx, audit.Query{Cluster: p.Cluster, Pool: p.Name, Limit: explainShown}, func(d DecisionRecord) bool { return d.Pool == p.Name })
 	x.Decisions = ds
+	if p.Unknown {
+		x.Summary = fmt.Sprintf("Pool %s is not configured and has %s, %d ready: they are capacity, and nothing adds, removes, replaces or cleans up any. "+
+			"Name it in renamed_from of a pool to have that pool take its nodes over, or configure it again, e.g. with min 0, to let them go.", p.Name, nodesOf(p.Size), p.Ready)
+		return true, err
+	}
 	x.Summary = fmt.Sprintf("Pool %s has %d of %d to %d nodes, %d ready.", p.Name, p.Size, p.Min, p.Max, p.Ready)
 	if len(ds) > 0 {
 		x.Summary += " " + verdict(ds[0])

@@ -48,6 +48,7 @@ type Flaps struct {
 type Pool struct {
 	Cluster   string   `json:"cluster"`
 	Name      string   `json:"name"`
+	Unknown   bool     `json:"unknown,omitempty" doc:"It has nodes, and the policy has no pool of this name: they are capacity, and nothing adds, removes, replaces or cleans up any"`
 	Provider  string   `json:"provider"`
 	Min       int      `json:"min" doc:"At present, with the schedules that are open and what people asked to be kept"`
 	Max       int      `json:"max" doc:"At present, with the schedules that are open"`

@@ -66,15 +66,11 @@ func (a *App) addProvisioning(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		pc := provisioning.Cluster{Nodes: nodeObjects{actor: actor, cluster: c.Name}, Pools: map[string]provisioning.Machines{}}
-		for _, p := range c.Pools {
-			provider, err := a.opts.World.Provider(c, p)
-			if err != nil {
-				return err
-			}
-			pc.Pools[p.Name] = machines{provider: provider, serverVersion: actor.ServerVersion}
+		pools, err := a.poolMachines(c, actor.ServerVersion)
+		if err != nil {
+			return err
 		}
-		clusters[c.Name] = pc
+		clusters[c.Name] = provisioning.Cluster{Nodes: nodeObjects{actor: actor, cluster: c.Name}, Pools: pools}
 	}
 	h, err := provisioning.New(ctx, provisioning.Options{
 		Bus: a.bus, Clusters: func() map[string]provisioning.Cluster { return clusters },
@@ -85,6 +81,22 @@ func (a *App) addProvisioning(ctx context.Context) error {
 	}
 	a.handle(RoleProvisioning, h, h.Run)
 	return nil
+}
+
+// poolMachines are what makes and removes the machines of a cluster, by the names
+// of its pools: those of now, and those under which machines and records were made.
+func (a *App) poolMachines(c config.Cluster, serverVersion func(context.Context) (string, error)) (map[string]provisioning.Machines, error) {
+	out := map[string]provisioning.Machines{}
+	for _, p := range c.Pools {
+		provider, err := a.opts.World.Provider(c, p)
+		if err != nil {
+			return nil, err
+		}
+		for _, name := range append([]string{p.Name}, p.RenamedFrom...) {
+			out[name] = machines{provider: provider, serverVersion: serverVersion}
+		}
+	}
+	return out, nil
 }
 
 func (a *App) addDraining(ctx context.Context) error {

@@ -244,6 +244,20 @@ func TestConfigCommands(t *testing.T) {
 	require.Equal(t, "good.yaml is valid: 1 cluster, 1 pool, 0 alert rules\n", strings.ReplaceAll(b.ok(t, "config", "check", good), dir+"/", ""))
 	require.Contains(t, b.ok(t, "config", "show", good), "register_deadline: 2m0s")
 	require.Contains(t, b.ok(t, "config", "schema"), "2020-12")
+
+	b.answers["/v1/nodes"] = api.Page[api.Node]{Items: []api.Node{
+		{Cluster: "home", Name: "w-1", Pool: "w", Phase: "ready", Ready: "True"}, {Cluster: "home", Name: "old-2", Pool: "old", Phase: "ready", Ready: "True"},
+		{Cluster: "home", Name: "old-1", Pool: "old", Phase: "claimed"}, {Cluster: "home", Name: "older-1", Pool: "older", Phase: "removed"},
+		{Cluster: "lab", Name: "w-1", Pool: "w", Phase: "ready", Ready: "True"}, {Cluster: "home", Name: "server", Ready: "True"}}}
+	b.ok(t, "config", "check", good, "--running")
+	require.Contains(t, b.asked, "/v1/nodes?ours=true")
+	golden(t, "left-pools", strings.ReplaceAll(b.stderr.String(), dir+"/", ""))
+	renamed := filepath.Join(dir, "renamed.yaml")
+	raw, err := os.ReadFile(good)
+	require.NoError(t, err)
+	require.NoError(t, os.WriteFile(renamed, []byte(strings.Replace(string(raw), "name: w,", "name: w, renamed_from: [old],", 1)), 0o600))
+	b.ok(t, "config", "check", renamed, "--running")
+	require.NotContains(t, b.stderr.String(), "pool old")
 }
 
 func TestASimulatedPoolIsRefusedByTheCheckAsByRun(t *testing.T) {

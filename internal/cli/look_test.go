@@ -29,13 +29,14 @@ func TestStatus(t *testing.T) {
 			Flaps: &api.Flaps{Count: 3, Limit: 3, Within: "10m", Freeze: "1h", FrozenUntil: t0.Add(50 * time.Minute)}, Guards: []events.GuardResult{
 				{Guard: "backoff", Value: "1m", Message: "pool ci backs off for 1m after 2 failed attempts in a row: no image", Until: t0.Add(90 * time.Second), Lifts: "by itself, or when the backoff of the pool is reset"},
 				{Guard: "min", Value: "0 of 1", Message: "pool ci keeps 0 nodes Ready, its minimum is 1", Lifts: "when min is lowered or the pool grows"}}, Last: &api.DecisionLine{Verdict: "held", Reason: reason("Backoff", "the last 2 nodes failed"), At: t0.Add(-5 * time.Hour)}},
+		{Cluster: "home", Name: "old", Unknown: true, Size: 2, Ready: 2},
 		{Cluster: "lab", Name: "gpu", Max: 1, Size: 1, Ready: 1, Pause: &api.Pause{Actor: "ada@k", Reason: "maintenance", Until: t0.Add(2 * time.Hour)}},
 	}}
 	golden(t, "status", b.ok(t, "status"))
 	require.Contains(t, b.ok(t, "status", "-o", "yaml"), "server_version: v1.34.4+k3s1")
 	var v overview
 	require.NoError(t, json.Unmarshal([]byte(b.ok(t, "status", "-o", "json", "--cluster", "home")), &v))
-	require.Len(t, v.Pools, 3)
+	require.Len(t, v.Pools, 4)
 	require.Contains(t, b.asked, "/v1/pools?cluster=home")
 	b.answers["/v1/clusters"] = api.Page[api.Cluster]{}
 	require.Equal(t, ExitFailure, b.run("status", "--cluster", "nope"))

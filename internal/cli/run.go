@@ -111,14 +111,23 @@ func plural(n int, thing string) string {
 }
 
 func (a *app) configCommand() *cobra.Command {
-	var dryRun bool
+	var dryRun, running bool
 	check := &cobra.Command{
 		Use: "check FILE", Short: "Check a configuration and list everything that is wrong",
+		Long: `Check a configuration and list everything that is wrong.
+
+With --running it is compared with the nodes of the running autoscaler (--server):
+pools that have nodes and are not in the file are named, and what becomes of them.`,
 		Args: cobra.ExactArgs(1),
-		RunE: do(func(_ *cobra.Command, args []string) error {
+		RunE: do(func(cmd *cobra.Command, args []string) error {
 			cfg, err := a.loadConfig(args[0], !dryRun)
 			if err != nil {
 				return err
+			}
+			if running {
+				if err := a.leftPools(cmd.Context(), cfg); err != nil {
+					return err
+				}
 			}
 			pools := 0
 			for _, c := range cfg.Clusters {
@@ -130,6 +139,7 @@ func (a *app) configCommand() *cobra.Command {
 		}),
 	}
 	check.Flags().BoolVar(&dryRun, "dry-run", false, "do not ask for what only acting needs")
+	check.Flags().BoolVar(&running, "running", false, "compare it with the nodes of the running autoscaler")
 	show := &cobra.Command{
 		Use: "show FILE", Short: "Print a configuration with every default filled in; no secret is resolved",
 		Args: cobra.ExactArgs(1),

@@ -153,6 +153,9 @@ func (a *app) clusterLines(c api.Cluster) []string {
 }
 
 func (a *app) poolState(p api.Pool) string {
+	if p.Unknown {
+		return "not configured: its nodes are mere capacity; see renamed_from"
+	}
 	var parts []string
 	if p.Pause != nil {
 		text := "paused by " + p.Pause.Actor

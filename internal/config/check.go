@@ -105,6 +105,17 @@ func (d *decoder) checkCluster(at string, cl Cluster) {
 		d.checkTwice(seen, pool+".name", p.Name, "pool")
 		d.checkPool(pool, p)
 	}
+	for i, p := range cl.Pools {
+		for j, old := range p.RenamedFrom {
+			key := fmt.Sprintf("%s.pools[%d].renamed_from[%d]", at, i, j)
+			d.checkName(key, old, events.ValidatePool(old), "a name that the pool had")
+			if slices.ContainsFunc(cl.Pools, func(o Pool) bool { return o.Name == old }) {
+				d.fail(key, fmt.Sprintf("is %q, which is a pool of this file", old), "a name that no pool has any more")
+				continue
+			}
+			d.checkTwice(seen, key, old, "former name")
+		}
+	}
 }
 
 func (d *decoder) checkPool(at string, p Pool) {

@@ -65,6 +65,7 @@ type Cluster struct {
 // Pool is a set of like nodes that grows and shrinks.
 type Pool struct {
 	Name             string            `yaml:"name" required:"true" doc:"Name of the pool, a DNS label of at most 52 characters; nodes are named <pool>-<10 characters>."`
+	RenamedFrom      []string          `yaml:"renamed_from" doc:"Names that the pool had. Its nodes that bear them count and go like all others; they keep their names and labels, and new ones get the pool's. Only for a pool of the same provider on the same hosts. Without it, nodes of a pool that is no longer configured stay as mere capacity: nothing removes, replaces or cleans them up."`
 	Provider         string            `yaml:"provider" required:"true" enum:"docker,simulated" doc:"What creates the nodes."`
 	Min              int               `yaml:"min" default:"0" min:"0" doc:"Nodes that are kept whatever the load."`
 	Max              int               `yaml:"max" required:"true" min:"0" doc:"Nodes at most."`

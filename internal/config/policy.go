@@ -67,6 +67,7 @@ func (p Pool) policy() events.PoolPolicy {
 	out := events.PoolPolicy{
 		Name: p.Name, Provider: p.Provider, Min: p.Min, Max: p.Max,
 		Size:                 events.Resources{CPUMilli: int64(p.CPU), MemoryBytes: int64(p.Memory), Pods: int64(p.MaxPods)},
+		RenamedFrom:          p.RenamedFrom,
 		Priority:             p.Priority,
 		Price:                p.Price,
 		Headroom:             p.Headroom.policy(),

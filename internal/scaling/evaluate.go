@@ -30,8 +30,9 @@ type evaluation struct {
 	cancels []Order
 	placed  []Placement
 	pending int
-	unready *Guard         // too many nodes are unready
-	settled map[string]int // how many pods were to come to each node; see survey
+	unready *Guard            // too many nodes are unready
+	renamed map[string]string // former names of pools; see Policy.renamed
+	settled map[string]int    // how many pods were to come to each node; see survey
 
 	returnable []string          // nodes whose removal was decided, unless it would lead to a new one
 	returning  map[string]*Guard // nodes that stay, because they would come back; see comesBack
@@ -121,6 +122,8 @@ func newEvaluation(now time.Time, p Policy, s State, o Observation, seed Seed) *
 	e := &evaluation{policy: p, obs: o, seed: seed, s: s.clone()}
 	e.now = s.advance(now)
 	e.s.Now = e.now
+	e.renamed = p.renamed()
+	e.s.rename(e.renamed)
 	for _, pool := range p.pools() {
 		p := &poolRun{Pool: pool, known: true, st: e.s.Pools[pool.Name]}
 		p.schedule(e.now)
@@ -239,6 +242,7 @@ func anyMatches(rules []AlertRule, labels map[string]string) bool {
 // pool returns the run of a pool; one that the policy does not have gets an
 // empty one with the defaults of the configuration's deadlines.
 func (e *evaluation) pool(name string) *poolRun {
+	name = present(e.renamed, name)
 	i, ok := slices.BinarySearchFunc(e.pools, name, func(p *poolRun, n string) int { return cmpString(p.Name, n) })
 	if !ok {
 		p := &poolRun{Pool: Pool{Name: name, ClaimExpiry: time.Minute, DrainDeadline: 2 * time.Minute}, mayLeave: 1}

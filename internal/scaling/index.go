@@ -37,6 +37,7 @@ type Index struct {
 	byClass     map[string]*PodClass
 	spacesKnown bool // when the classes were parsed
 	startup     map[string][]corev1.Taint
+	renamed     map[string]string
 	expendable  int32
 	sims        []simNode           // in the order of order
 	byName      map[string]*simNode // nil: an evaluation has put other nodes there
@@ -222,7 +223,7 @@ func (x *Index) putPods(pods []Pod) {
 // world is the simulated cluster before anything is decided.
 func (x *Index) world(s State, p Policy) *world {
 	w := &world{index: x, records: x.byRecord, recordList: x.records, budgets: x.budgets, daemons: x.daemons, pods: x.unbound,
-		memo: map[placement]*misfit{}, expendableBelow: p.expendableBelow(), startup: map[string][]corev1.Taint{}}
+		memo: map[placement]*misfit{}, expendableBelow: p.expendableBelow(), startup: map[string][]corev1.Taint{}, renamed: p.renamed()}
 	for _, pool := range p.pools() {
 		w.startup[pool.Name] = pool.StartupTaints
 	}
@@ -232,8 +233,8 @@ func (x *Index) world(s State, p Policy) *world {
 	x.compile()
 	w.topology, w.classes = x.topology, x.byClass
 	w.topology.reset()
-	if x.expendable != w.expendableBelow || !maps.EqualFunc(x.startup, w.startup, slices.Equal) {
-		x.expendable, x.startup = w.expendableBelow, w.startup
+	if x.expendable != w.expendableBelow || !maps.EqualFunc(x.startup, w.startup, slices.Equal) || !maps.Equal(x.renamed, w.renamed) {
+		x.expendable, x.startup, x.renamed = w.expendableBelow, w.startup, w.renamed
 		x.recount()
 	}
 	x.populate(w, s)

@@ -72,7 +72,9 @@ func (p Policy) expendableBelow() int32 {
 type Pool struct {
 	Name     string
 	Provider string
-	Min, Max int
+	// RenamedFrom are names that the pool had: nodes of these are its nodes.
+	RenamedFrom []string
+	Min, Max    int
 	// Headroom is room for pods that are to come, nil: none.
 	Headroom *Headroom
 	// Schedules set other limits within windows.

@@ -120,6 +120,8 @@ func (e *evaluation) nodeRequest(r Request) {
 		e.refuse(r, CodeRequestRefused, "the node is protected: take it off protected_nodes first")
 	case n.leaves:
 		e.answer(r, Reason{CodeRequest, fmt.Sprintf("node %s is being removed already", n.name)})
+	case r.Action == ActionRemove && !p.known:
+		e.refuse(r, CodeUnknownPool, "its pool %s is not configured, so nobody knows how to remove its machine: name it in renamed_from of a pool, or configure it again", n.pool)
 	case n.kind == kindInFlight:
 		e.refuse(r, CodeRequestRefused, "the node is not Ready yet; if it fails it is removed by itself")
 	case e.notForRemoval() != nil:

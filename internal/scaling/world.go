@@ -70,6 +70,7 @@ type world struct {
 	topology        *topology
 	expendableBelow int32
 	startup         map[string][]corev1.Taint // of the policy, by pool
+	renamed         map[string]string         // likewise: former names
 }
 
 func newWorld(o Observation, s State, p Policy) *world {
@@ -112,6 +113,7 @@ func (w *world) real(n *Node, record *Record, cluster, claimed string) simNode {
 	if claimed != "" && sn.record == nil {
 		sn.pool = claimed
 	}
+	sn.pool = present(w.renamed, sn.pool)
 	if n.Ready && !n.Unschedulable && !n.Deleting {
 		sn.kind = kindReady
 	}

@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"slices"
 
 	"github.com/k3s-autoscaler/k3s-autoscaler/events"
@@ -95,6 +96,7 @@ func (v *View) Pools(ctx context.Context) ([]api.Pool, error) {
 			}
 			out = append(out, p)
 		}
+		out = append(out, v.unknown(cluster, m)...)
 	}
 	return out, nil
 }
@@ -108,7 +110,7 @@ func (v *View) count(p *api.Pool, m Memory) {
 	records := v.clusters[p.Cluster].fold.Records()
 	for name, r := range records {
 		switch phase := lifecycle.Phase(r.Phase); {
-		case r.Pool != p.Name:
+		case m.Rules.PoolOf(r.Pool) != p.Name:
 		case phase == lifecycle.Removing || (phase.Live() && removing(r.Drain)):
 			leaving[name] = true
 		case phase == lifecycle.Ready:
@@ -118,18 +120,39 @@ func (v *View) count(p *api.Pool, m Memory) {
 		}
 	}
 	for name, c := range m.Core.Claims {
-		if _, known := records[name]; c.Pool == p.Name && !known {
+		if _, known := records[name]; m.Rules.PoolOf(c.Pool) == p.Name && !known {
 			coming[name] = true
 		}
 	}
 	for name, d := range m.Core.Drains {
-		if d.Pool == p.Name && ready[name] && d.CancelledAt.IsZero() {
+		if m.Rules.PoolOf(d.Pool) == p.Name && ready[name] && d.CancelledAt.IsZero() {
 			delete(ready, name)
 			leaving[name] = true
 		}
 	}
 	p.Ready, p.Claims, p.Leaving = len(ready), len(coming), len(leaving)
 	p.Size = p.Ready + p.Claims
+}
+
+// unknown are the pools that have nodes and that the policy does not have.
+func (v *View) unknown(cluster string, m Memory) []api.Pool {
+	names := map[string]bool{}
+	v.mu.RLock()
+	for _, r := range v.clusters[cluster].fold.Records() {
+		pool := m.Rules.PoolOf(r.Pool)
+		known := slices.ContainsFunc(m.Policy.Pools, func(p events.PoolPolicy) bool { return p.Name == pool })
+		if pool != "" && !known && lifecycle.Phase(r.Phase).Live() {
+			names[pool] = true
+		}
+	}
+	v.mu.RUnlock()
+	var out []api.Pool
+	for _, name := range slices.Sorted(maps.Keys(names)) {
+		p := api.Pool{Cluster: cluster, Name: name, Unknown: true}
+		v.count(&p, m)
+		out = append(out, p)
+	}
+	return out
 }
 
 func removing(d *events.DrainRecord) bool {
@@ -155,7 +178,15 @@ func (v *View) last(ctx context.Context, cluster, pool string) (*api.DecisionLin
 }
 
 // Nodes implements api.World: ours first, then the others, by name.
-func (v *View) Nodes(context.Context) ([]api.Node, error) {
+func (v *View) Nodes(ctx context.Context) ([]api.Node, error) {
+	rules := map[string]scaling.Policy{}
+	for _, cluster := range v.o.Clusters {
+		m, _, err := v.o.Memories.Memory(ctx, cluster)
+		if err != nil {
+			return nil, fmt.Errorf("read decision's record of %s: %w", cluster, err)
+		}
+		rules[cluster] = m.Rules
+	}
 	v.mu.RLock()
 	defer v.mu.RUnlock()
 	var out []api.Node
@@ -180,6 +211,7 @@ func (v *View) Nodes(context.Context) ([]api.Node, error) {
 		}
 		load(f, nodes)
 		for _, n := range nodes {
+			n.Pool = rules[cluster].PoolOf(n.Pool)
 			out = append(out, *n)
 		}
 	}

@@ -88,6 +88,7 @@ type testBundle struct {
 	audit   *fakeAudit
 	clock   *testingclock.FakeClock
 	failing error
+	edit    func(*Memory)
 	publish func(events.Payload)
 }
 
@@ -104,7 +105,13 @@ func setup(t *testing.T) *testBundle {
 	}
 	var err error
 	x.view, err = New(Options{Observe: decision.Observe, Log: b, Audit: x.audit, Clusters: []string{"home"}, Clock: x.clock, Logger: slog.New(slog.DiscardHandler),
-		Memories: MemoriesFunc(func(context.Context, string) (Memory, bool, error) { return memory(), true, x.failing })})
+		Memories: MemoriesFunc(func(context.Context, string) (Memory, bool, error) {
+			m := memory()
+			if x.edit != nil {
+				x.edit(&m)
+			}
+			return m, true, x.failing
+		})})
 	require.NoError(t, err)
 	return x
 }
@@ -206,6 +213,33 @@ func TestPoolsAndNodesAreCounted(t *testing.T) {
 	require.False(t, ok)
 }
 
+func TestNodesOfAPoolThatTheConfigurationLeftAreShown(t *testing.T) {
+	t.Parallel()
+	x := setup(t)
+	x.publish(capture(t, events.NewFold(), objects()))
+	x.edit = func(m *Memory) {
+		m.Policy.Pools, m.Rules.Pools = m.Policy.Pools[1:], m.Rules.Pools[1:]
+	}
+	x.run(t)
+	require.Eventually(t, func() bool { return x.cluster(t).Problem == "" }, time.Minute, 5*time.Millisecond)
+	pools, err := x.view.Pools(context.Background())
+	require.NoError(t, err)
+	require.Len(t, pools, 2)
+	require.Equal(t, api.Pool{Cluster: "home", Name: "burst", Unknown: true, Size: 3, Ready: 1, Claims: 2, Leaving: 3}, pools[1])
+
+	// A pool that bore the name takes them over.
+	x.edit = func(m *Memory) {
+		m.Policy.Pools, m.Rules.Pools = m.Policy.Pools[1:], []scaling.Pool{{Name: "ci", Max: 9, RenamedFrom: []string{"burst"}}}
+	}
+	pools, err = x.view.Pools(context.Background())
+	require.NoError(t, err)
+	require.Len(t, pools, 1)
+	require.Equal(t, []int{4, 1, 3, 3}, []int{pools[0].Size, pools[0].Ready, pools[0].Claims, pools[0].Leaving})
+	nodes, err := x.view.Nodes(context.Background())
+	require.NoError(t, err)
+	require.Equal(t, "ci", nodes[0].Pool)
+}
+
 func TestErrorsOfThePortsAreHandedOn(t *testing.T) {
 	t.Parallel()
 	x := setup(t)
@@ -219,6 +253,8 @@ func TestErrorsOfThePortsAreHandedOn(t *testing.T) {
 	_, err = x.view.Pools(context.Background())
 	require.ErrorContains(t, err, "no bus")
 	_, err = x.view.Clusters(context.Background())
+	require.ErrorContains(t, err, "no bus")
+	_, err = x.view.Nodes(context.Background())
 	require.ErrorContains(t, err, "no bus")
 	_, err = New(Options{})
 	for _, name := range []string{"Log", "Audit", "Memories", "Clock", "Logger", "Observe"} {
