@@ -156,7 +156,7 @@ func (a *App) addCollectors(ctx context.Context) error {
 		cc := a.opts.Config.Collector
 		col, err := collector.New(collector.Options{
 			Cluster: c.Name, Client: client, Metrics: metrics, Records: records, Publisher: a.bus, Epoch: epoch,
-			FullEvery: cc.FullEvery.Std(), ChangedEvery: cc.ChangedEvery.Std(), BatchWindow: max(cc.BatchWindow.Std(), 1), // 0 would be the default
+			FullEvery: cc.FullEvery.Std(), ChangedEvery: cc.ChangedEvery.Std(), BatchWindow: cc.BatchWindow.Std(),
 			MetricsEvery: cc.MetricsInterval.Std(),
 			Clock:        a.opts.Clock, Logger: a.opts.Logger, Registerer: a.opts.Registry,
 		})

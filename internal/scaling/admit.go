@@ -287,11 +287,13 @@ func (r refusal) misfit() *misfit {
 // take a pod of the class, or nil.
 func (e *evaluation) onTemplate(p *poolRun, c *PodClass) *misfit {
 	return p.judged.of(c, func() *misfit {
-		trial := p.template.instance(p.Name+"-new", kindNew)
-		if m := e.world.placeable(c, trial); m != nil {
+		if p.blank == nil {
+			p.blank = p.template.instance(p.Name+"-new", kindNew)
+		}
+		if m := e.world.placeable(c, p.blank); m != nil {
 			return m
 		}
-		return shortage(c, p.Name, trial.free)
+		return shortage(c, p.Name, p.blank.free)
 	})
 }
 

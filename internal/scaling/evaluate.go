@@ -54,8 +54,9 @@ type poolRun struct {
 	maxLifts time.Time // likewise Max higher
 	st       PoolState
 	template *simNode
-	judged   verdicts // see onTemplate
-	trials   []*simNode
+	judged   verdicts   // see onTemplate
+	blank    *simNode   // a new node, to look at only
+	trials   []*simNode // see trial
 	// Whether it is known that the pool turns down classes that are spread, and does.
 	spreadKnown, spreadDown bool
 

@@ -63,7 +63,7 @@ func (e *evaluation) estimate(p *poolRun, groups []*group) option {
 	o := option{pool: p}
 	var nodes []*simNode
 	var used Resources
-	left := map[*group]int{}
+	left, taken := map[*group]int{}, map[*tally]int{}
 	was := e.world.topology.promises()
 	defer e.world.topology.restorePromises(was)
 	put := func(g *group, on []*simNode) int {
@@ -76,7 +76,7 @@ func (e *evaluation) estimate(p *poolRun, groups []*group) option {
 	}
 	for _, g := range groups {
 		left[g] = len(g.pods)
-		put(g, nodes)
+		put(g, nodes[g.class.rules.keptOff(nodes, taken):])
 		for left[g] > 0 && len(nodes) < p.slots() && e.onTemplate(p, g.class) == nil {
 			n := p.trial(len(nodes))
 			if e.upsets(p, g.class, n) {
@@ -127,8 +127,9 @@ func (e *evaluation) build(p *poolRun, groups []*group, limit int, served map[st
 			}
 		}
 	}
+	taken := map[*tally]int{}
 	for _, g := range groups {
-		for _, n := range mine {
+		for _, n := range mine[g.class.rules.keptOff(mine, taken):] {
 			if len(g.pods) == 0 {
 				break
 			}
@@ -146,6 +147,21 @@ func (e *evaluation) build(p *poolRun, groups []*group, limit int, served map[st
 		}
 	}
 	return placedAny
+}
+
+// keptOff is how many of the first nodes hold a pod that the class keeps away from. Of
+// classes that keep away from the same pods each would ask all of them, so how far they
+// are taken is noted; pods only come, to the nodes and to the list.
+func (r *classRules) keptOff(nodes []*simNode, taken map[*tally]int) int {
+	most := 0
+	for _, t := range r.anti {
+		i := taken[t]
+		for i < len(nodes) && len(nodes[i].lowly) == 0 && t.here(nodes[i]) {
+			i++
+		}
+		taken[t], most = i, max(most, i)
+	}
+	return most
 }
 
 // explainPods writes the rule of unschedulable pods for every pool, and what

@@ -141,7 +141,7 @@ func run(ctx context.Context, args []string, out io.Writer) error {
 		defer pprof.StopCPUProfile()
 	}
 	var results []result
-	for _, f := range slices.Concat(w.figures(), w.sizes(), decisions(), w.latencies()) {
+	for _, f := range slices.Concat(w.figures(), w.sizes(), decisions(), w.latencies(), []figure{w.threshold()}) {
 		if !match.MatchString(f.name) {
 			continue
 		}

@@ -34,8 +34,10 @@ const (
 // role is what a child process does.
 type role struct {
 	Serve string // directory of the data: run a server
-	Work  string // URL: run a handler
-	Idle  string // directory: run the whole product on an idle cluster
+	// Durable has that server sync before it acknowledges.
+	Durable bool
+	Work    string // URL: run a handler
+	Idle    string // directory: run the whole product on an idle cluster
 	// Product is a directory: run the whole product on a real API server, with that
 	// batch window; Floor: run test/floor there.
 	Product, Window     string
@@ -56,7 +58,7 @@ func child(spec string) error {
 	}
 	switch {
 	case r.Serve != "":
-		return serve(r.Serve)
+		return serve(r.Serve, r.Durable)
 	case r.Idle != "":
 		return idle(r.Idle)
 	case r.Product != "":
@@ -68,8 +70,8 @@ func child(spec string) error {
 }
 
 // serve runs a server until standard input ends, with the parent.
-func serve(dir string) error {
-	s, err := embedded.Start(embedded.Options{Dir: dir, Unsynced: true, Listen: "127.0.0.1:0", Token: secret, MaxStore: 16 << 30})
+func serve(dir string, durable bool) error {
+	s, err := embedded.Start(embedded.Options{Dir: dir, Unsynced: !durable, Listen: "127.0.0.1:0", Token: secret, MaxStore: 16 << 30})
 	if err != nil {
 		return err
 	}
@@ -182,11 +184,21 @@ type site struct {
 
 // site starts a server of its own. The caller closes it.
 func (w *world) site(ctx context.Context, opts ...func(*bus.Options)) (*site, error) {
+	return w.siteOf(ctx, role{Name: "server"}, opts...)
+}
+
+// durableSite is one whose server has what it acknowledges on disk.
+func (w *world) durableSite(ctx context.Context) (*site, error) {
+	return w.siteOf(ctx, role{Name: "server", Durable: true})
+}
+
+func (w *world) siteOf(ctx context.Context, r role, opts ...func(*bus.Options)) (*site, error) {
 	dir, err := os.MkdirTemp(w.dir, "server-")
 	if err != nil {
 		return nil, err
 	}
-	p, url, err := start(role{Serve: dir, Name: "server"})
+	r.Serve = dir
+	p, url, err := start(r)
 	if err != nil {
 		return nil, err
 	}
