@@ -15,7 +15,7 @@ import (
 // follows from them.
 func (h *Handler) emit(d bus.Delivery, t *bus.Turn[Record], before scaling.State, res scaling.Result, v *view) error {
 	rec := t.State
-	dry := bus.DryRun(rec.dryRun())
+	dry := bus.DryRun(rec.DryRun())
 	var from, to string
 	for _, dec := range res.Decisions {
 		if !dec.Changed {
@@ -141,5 +141,5 @@ func (h *Handler) checkpoint(t *bus.Turn[Record]) error {
 	if rec.Config != nil {
 		p.Config = rec.Config.Sequence
 	}
-	return t.Emit(p, bus.DryRun(rec.dryRun()))
+	return t.Emit(p, bus.DryRun(rec.DryRun()))
 }

@@ -83,7 +83,7 @@ func (r *Record) fold(now time.Time, d bus.Delivery, in any) {
 	case events.PoolBackoffReset:
 		fact = scaling.BackoffReset{Pool: p.Pool}
 	case events.ConfigApplied:
-		if r.dryRun() && !p.DryRun {
+		if r.DryRun() && !p.DryRun {
 			r.Core = r.Core.Apply(now, scaling.DryRunEnded{})
 		}
 		r.Config = &Config{Sequence: d.Sequence, Digest: p.Digest, DryRun: p.DryRun, Policy: p.Policy}
@@ -94,8 +94,8 @@ func (r *Record) fold(now time.Time, d bus.Delivery, in any) {
 	r.Core = r.Core.Apply(now, fact)
 }
 
-// dryRun reports whether nobody acts on what is decided.
-func (r *Record) dryRun() bool { return r.Config != nil && r.Config.DryRun }
+// DryRun reports whether nobody acts on what is decided.
+func (r *Record) DryRun() bool { return r.Config != nil && r.Config.DryRun }
 
 // policyDigest identifies the policy in force, "" before the first.
 func (r *Record) policyDigest() string {

@@ -35,8 +35,8 @@ with the last checkpoint before the range, so that every decision in it can be t
 again, and holds a manifest and digests. No configuration, token or credential is in
 it; where an event holds what looks like a secret, that is taken out.
 
-'import' checks such a file and says what is in it. 'events list' and 'replay
---decisions' look into it with --bundle; neither of them needs a server.
+'import' checks such a file and says what is in it. 'events list', 'replay
+--decisions' and 'backtest' look into it with --bundle; none of them needs a server.
 It is a tar archive, compressed with zstd: tar, sha256sum and jq read it, too.
 
 The log is that of the process at --server. With --config it is opened directly:
@@ -83,8 +83,8 @@ func (a *app) importCommand() *cobra.Command {
 		Long: `Check all of an incident bundle, and say what is in it and how to look into it. A
 file that is truncated, that was changed, or that nothing of ours made is exit code 1.
 
-Nothing is kept and no server is needed: 'events list' and 'replay --decisions'
-read the file itself, with --bundle, and check it as well.`,
+Nothing is kept and no server is needed: 'events list', 'replay --decisions' and
+'backtest' read the file itself, with --bundle, and check it as well.`,
 		Example: "  k3s-autoscaler import incident.tar.zst\n  k3s-autoscaler events list --bundle incident.tar.zst --since 30m",
 		Args:    cobra.ExactArgs(1),
 		RunE: do(func(_ *cobra.Command, args []string) error {

@@ -224,7 +224,7 @@ one that runs, found by --server and --token-file, the environment
 	}
 	group("start", a.demoCommand(), a.runCommand())
 	group("look", a.statusCommand(), a.nodesCommand(), a.explainCommand(), a.eventsCommand(), a.auditCommand(), a.dlqCommand(), a.replayCommand(),
-		a.exportCommand(), a.importCommand())
+		a.backtestCommand(), a.exportCommand(), a.importCommand())
 	group("act", a.scaleCommand(), a.nodeCommand("cordon"), a.nodeCommand("uncordon"), a.nodeCommand("drain"), a.nodeCommand("remove"),
 		a.pauseCommand(), a.resumeCommand(), a.poolCommand())
 	group("set", a.configCommand(), a.keyCommand(), a.busCommand(), a.versionCommand())

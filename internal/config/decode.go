@@ -390,7 +390,7 @@ func (d *decoder) locate(v reflect.Value, path string, field reflect.StructTag) 
 		name = filepath.Join(d.lookup.dir, name)
 		v.SetString(name)
 	}
-	if kind != "exists" {
+	if kind != "exists" || d.lookup.apart {
 		return
 	}
 	f, err := os.Open(name) //nolint:gosec // the operator's own file names the operator's own files

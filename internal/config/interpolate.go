@@ -15,6 +15,8 @@ const maxReferencedFile = 64 << 10
 type lookup struct {
 	dir string // of the configuration file
 	env func(string) (string, bool)
+	// apart: the files that path-valued keys name need not be there.
+	apart bool
 }
 
 func hasReference(s string) bool { return strings.Contains(s, "${") }

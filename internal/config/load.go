@@ -37,6 +37,20 @@ func Parse(name string, data []byte, dir string) (*Config, error) {
 	return load(name, data, lookup{dir: dir, env: os.LookupEnv}, false)
 }
 
+// LoadPolicy is Load for a file whose policies are of interest alone: the files that it
+// names, such as a kubeconfig, need not be there.
+func LoadPolicy(path string) (*Config, error) {
+	data, err := os.ReadFile(path) //nolint:gosec // the operator names the file
+	if err != nil {
+		return nil, &Errors{Problems: []Problem{{File: path, Message: fmt.Sprintf("can't be read: %v", cause(err))}}}
+	}
+	dir, err := filepath.Abs(filepath.Dir(path))
+	if err != nil {
+		return nil, fmt.Errorf("locate configuration: %w", err)
+	}
+	return load(path, data, lookup{dir: dir, env: os.LookupEnv, apart: true}, false)
+}
+
 // Show is the configuration at path as YAML with every default filled in.
 // References stay as they are written, so that no secret is shown.
 func Show(path string) ([]byte, error) {

@@ -3,6 +3,7 @@ package config
 import (
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -240,4 +241,21 @@ func TestTheExpendableCutoffCanBeZeroAndLow(t *testing.T) {
 		require.NoError(t, err)
 		require.Equal(t, want, *c.Policy("home").ExpendableBelow)
 	}
+}
+
+func TestAPolicyIsReadWhereTheFilesOfItsConfigurationAreNot(t *testing.T) {
+	t.Parallel()
+	path := filepath.Join(t.TempDir(), "c.yaml")
+	text := "clusters: [{name: home, kubeconfig: reader.kubeconfig, token_file: join.token, pools: [{name: a, provider: docker, max: 3, cpu: 1, memory: 1Gi}]}]\n"
+	require.NoError(t, os.WriteFile(path, []byte(text), 0o600))
+	_, err := Load(path)
+	require.ErrorContains(t, err, "reader.kubeconfig can't be read")
+	c, err := LoadPolicy(path)
+	require.NoError(t, err)
+	require.Equal(t, 3, c.Policy("home").Pools[0].Max)
+	require.NoError(t, os.WriteFile(path, []byte(strings.Replace(text, "max: 3", "max: many", 1)), 0o600))
+	_, err = LoadPolicy(path)
+	require.ErrorContains(t, err, "many")
+	_, err = LoadPolicy(filepath.Join(t.TempDir(), "nowhere.yaml"))
+	require.ErrorContains(t, err, "can't be read")
 }
