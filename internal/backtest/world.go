@@ -205,13 +205,25 @@ func (w *world) update(delta events.SnapshotChanged, now time.Time) {
 			w.unplace(key)
 		}
 	}
-	if len(c.DaemonSets) > 0 {
-		for _, n := range w.nodes {
-			n.fresh = n.object != nil
-		}
-	}
+	w.daemonSetsChanged(len(c.DaemonSets) > 0, delta.Deleted[events.KindDaemonSet])
 	w.podsChanged(delta, now)
 	w.forgetClasses()
+}
+
+// daemonSetsChanged has nodes get the pods of new DaemonSets, and lose those of ones
+// that are gone.
+func (w *world) daemonSetsChanged(changed bool, gone []string) {
+	for _, n := range w.nodes {
+		n.fresh = n.fresh || changed && n.object != nil
+		n.daemons = slices.DeleteFunc(n.daemons, func(p events.SnapshotPod) bool {
+			if !slices.Contains(gone, p.Namespace+"/"+p.Owner.Name) {
+				return false
+			}
+			delete(w.daemons, p.Key())
+			w.dirtyPods[p.Key()], w.retry = true, true
+			return true
+		})
+	}
 }
 
 // forgetClasses drops classes that no pod has any more.
@@ -336,16 +348,25 @@ func (w *world) schedule(now time.Time) bool {
 		p, q := w.pods[a].p, w.pods[b].p
 		return cmp.Or(cmp.Compare(classes[q.Class].Priority, classes[p.Class].Priority), byAge(p, q))
 	})
-	for _, key := range queue {
-		p := w.pods[key]
-		preferred := p.p.Node
-		if w.rec.ours[preferred] {
-			preferred = ""
+	for again := true; again && len(queue) > 0; {
+		again = false // a pod that goes where others are may find a place once those have
+		var left []string
+		for _, key := range queue {
+			preferred := w.pods[key].p.Node
+			if w.rec.ours[preferred] {
+				preferred = ""
+			}
+			if at, ok := s.Place(key, preferred); ok {
+				w.place(key, at, now)
+				again = true
+			} else {
+				left = append(left, key)
+			}
 		}
-		switch at, ok := s.Place(key, preferred); {
-		case ok:
-			w.place(key, at, now)
-		case p.refused.IsZero():
+		queue = left
+	}
+	for _, key := range queue {
+		if p := w.pods[key]; p.refused.IsZero() {
 			p.refused = now
 			w.dirtyPods[key] = true
 		}
