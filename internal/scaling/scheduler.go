@@ -18,8 +18,7 @@ type Scheduler struct {
 // NewScheduler reads an observation, which it leaves as it is.
 func NewScheduler(o Observation) *Scheduler {
 	s := &Scheduler{w: newWorld(o, State{}, Policy{}), pods: map[string]*Pod{}}
-	for _, name := range s.w.names {
-		n := s.w.nodes[name]
+	for _, n := range s.w.order {
 		if n.kind == kindReady {
 			n.taints = slices.Concat(n.taints, n.startup)
 			s.nodes = append(s.nodes, n)
