@@ -65,6 +65,7 @@ func word(name string) string {
 	for suffix, w := range map[string]string{
 		"status": AlertFiring, "action": ActionUp, "handler": HandlerDraining, "goal": GoalRemove,
 		"step": StepNodeDeleted, "what": ObservedReady, "kind": DivergedNodeLost, "node": "burst-0a1b2c3d4e", "pool": "burst",
+		"source": SignalQueried,
 	} {
 		if name == suffix {
 			return w

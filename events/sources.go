@@ -57,27 +57,6 @@ func (p AlertReceived) Validate() error {
 	return r.err()
 }
 
-// SignalReceived is one value of a metric. A nil value is unknown, not zero.
-type SignalReceived struct {
-	Name       string            `json:"name"`
-	Value      *float64          `json:"value"`
-	Labels     map[string]string `json:"labels,omitempty"`
-	ObservedAt time.Time         `json:"observed_at"`
-	ExpiresAt  time.Time         `json:"expires_at"`
-}
-
-// EventType implements Payload.
-func (SignalReceived) EventType() string { return TypeSignalReceived }
-
-// Validate implements Payload.
-func (p SignalReceived) Validate() error {
-	var r required
-	r.text("name", p.Name)
-	r.instant("observed_at", p.ObservedAt)
-	r.instant("expires_at", p.ExpiresAt)
-	return r.err()
-}
-
 // Actions of a scale.requested.
 const (
 	ActionUp       = "up"       // add Count nodes to Pool
@@ -284,6 +263,8 @@ type PoolPolicy struct {
 type Policy struct {
 	Pools      []PoolPolicy `json:"pools"`
 	AlertRules []AlertRule  `json:"alert_rules,omitempty"`
+	// MetricRules say how many nodes metrics ask for.
+	MetricRules []MetricRule `json:"metric_rules,omitempty"`
 	// ProtectedNodes are node names that are never drained or removed.
 	ProtectedNodes []string `json:"protected_nodes,omitempty"`
 	// StartupGrace is how long after start nothing is scaled down.

@@ -60,9 +60,8 @@ func decode(e events.Event) (any, error) {
 	return nil, fmt.Errorf("event %s of type %s is none that decision reads", e.ID(), e.Type())
 }
 
-// fold takes a fact into the record. Snapshots are folded by the view, a signal
-// concerns no rule of this policy, and a timer says that something has ended:
-// they only move the clock.
+// fold takes a fact into the record. Snapshots are folded by the view, and a timer
+// says that something has ended: they only move the clock.
 func (r *Record) fold(now time.Time, d bus.Delivery, in any) {
 	id := d.Event.ID()
 	var fact scaling.Input
@@ -73,6 +72,13 @@ func (r *Record) fold(now time.Time, d bus.Delivery, in any) {
 		} else {
 			fact = scaling.AlertResolved{EventID: id, Fingerprint: p.Fingerprint, Labels: p.Labels, StartsAt: p.StartsAt, ExpiresAt: p.ExpiresAt}
 		}
+	case events.SignalReceived:
+		source := scaling.SourcePush
+		if p.Source == events.SignalQueried {
+			source = scaling.SourceQuery
+		}
+		fact = scaling.SignalReceived{Source: source, Name: p.Name, Signal: scaling.Signal{Value: p.Value, Reason: p.Reason, At: p.ObservedAt,
+			ExpiresAt: p.ExpiresAt, EventID: id, Query: p.Query, Epoch: p.Epoch}}
 	case events.ScaleRequested:
 		fact = scaling.Requested{Request: scaling.Request{ID: id, Action: p.Action, Pool: p.Pool, Node: p.Node, Count: p.Count,
 			Actor: p.Actor, Reason: p.Reason, Override: p.Override, ExpiresAt: p.ExpiresAt, HoldUntil: p.HoldUntil}}

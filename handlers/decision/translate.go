@@ -53,6 +53,24 @@ func (r *Record) Policy() scaling.Policy {
 		}
 		out.AlertRules = append(out.AlertRules, rule)
 	}
+	for _, o := range p.MetricRules {
+		out.MetricRules = append(out.MetricRules, metricRule(o))
+	}
+	return out
+}
+
+func metricRule(o events.MetricRule) scaling.MetricRule {
+	out := scaling.MetricRule{Name: o.Name, Pool: o.Pool, Metric: o.Metric, Signal: o.Signal, Query: o.Query, Interval: o.Interval.Std(),
+		StaleAfter: o.StaleAfter.Std(), MayAdd: o.MayAdd, MayRemove: o.MayRemove, PassThrough: o.PassThrough, Fixed: o.Fixed}
+	if o.Query != "" {
+		out.QueryID = events.QueryDigest(o.Query)
+	}
+	if t := o.TargetValue; t != nil {
+		out.TargetValue = &scaling.TargetValue{Target: t.Target, DeadBand: t.DeadBand}
+	}
+	if t := o.Threshold; t != nil {
+		out.Threshold = &scaling.Threshold{AtLeast: t.AtLeast, Below: t.Below, Points: t.Points, Of: t.Of, Delta: t.Delta, Percent: t.Percent, Nodes: t.Nodes}
+	}
 	return out
 }
 
@@ -83,7 +101,18 @@ func Observe(cluster string, f *events.Fold) scaling.Observation {
 	o := objects(events.SnapshotObjects{Nodes: sorted(f.Nodes()), Classes: sorted(f.Classes()), Pods: sorted(f.Pods()), PDBs: sorted(f.PDBs()),
 		DaemonSets: sorted(f.DaemonSets()), Records: sorted(f.Records()), Namespaces: sorted(f.Namespaces())})
 	known(&o, cluster, f)
+	o.Usage = usage(f)
 	return o
+}
+
+// usage is the live usage of all nodes, never nil.
+func usage(f *events.Fold) []scaling.Usage {
+	all := f.Usage()
+	out := make([]scaling.Usage, 0, len(all))
+	for _, u := range sorted(all) {
+		out = append(out, scaling.Usage{Node: u.Node, CPUMilli: u.CPUMilli, MemoryBytes: u.MemoryBytes, At: u.At})
+	}
+	return out
 }
 
 // known notes how things stand in the fold.

@@ -145,6 +145,9 @@ func (v *view) follow(cluster string, d events.SnapshotChanged) {
 	}
 	o := objects(d.Changed)
 	known(&o, cluster, v.fold)
+	if len(d.Changed.Usage)+len(d.Deleted[events.KindUsage]) > 0 {
+		o.Usage = usage(v.fold)
+	}
 	v.index.Apply(o, gone(d.Deleted))
 }
 

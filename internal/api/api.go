@@ -76,10 +76,12 @@ type World interface {
 	Pod(ctx context.Context, cluster, namespace, name string) (Pod, bool, error)
 }
 
-// Target is a configured cluster with the names of its pools.
+// Target is a configured cluster with the names of its pools, and of the signals
+// that its metric rules look at.
 type Target struct {
 	Cluster string
 	Pools   []string
+	Signals []string
 }
 
 // Check is a condition for being ready.
@@ -229,6 +231,7 @@ func (s *Server) routes() {
 	s.mux.HandleFunc("/", s.notFound)
 	s.queries()
 	s.deadLetters()
+	s.signals()
 	s.describe()
 }
 

@@ -184,7 +184,7 @@ func completeData(caller string, e *events.Event, at string, now time.Time) (poo
 		return "", []*huma.ErrorDetail{refusal(at+"data", "data must be a JSON object", nil)}
 	}
 	if e.Type() == events.TypeSignalReceived {
-		return "", setData(e, data, at)
+		errs = ownFields(data, at)
 	}
 	pool = text(data["pool"])
 	actor, problem := actorOf(text(data["actor"]), caller)
@@ -197,6 +197,10 @@ func completeData(caller string, e *events.Event, at string, now time.Time) (poo
 		if raw, ok := data[field]; ok && json.Unmarshal(raw, &t) == nil && !t.IsZero() && !t.After(now) {
 			errs = append(errs, refusal(at+"data."+field, field+" is in the past", t))
 		}
+	}
+	var measured time.Time
+	if raw, ok := data["observed_at"]; ok && json.Unmarshal(raw, &measured) == nil {
+		errs = append(errs, aheadOf(now, at+"data.observed_at", measured)...)
 	}
 	return pool, append(errs, setData(e, data, at)...)
 }
@@ -245,6 +249,9 @@ func (s *Server) checkTarget(e events.Event, pool, at string) []*huma.ErrorDetai
 		}
 		if pool != "" && !slices.Contains(t.Pools, pool) {
 			return []*huma.ErrorDetail{refusal(at+"data.pool", fmt.Sprintf("there is no pool %q in cluster %q; there are %s", pool, cluster, list(t.Pools)), pool)}
+		}
+		if p, err := events.Decode[events.SignalReceived](e); err == nil {
+			return t.knows(p.Name, at+"data.name")
 		}
 		return nil
 	}

@@ -51,12 +51,17 @@ func TestEventsAreTakenInEveryModeOfTheBinding(t *testing.T) {
 func TestASignalIsTaken(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
-	body := `{"specversion":"1.0","id":"1","source":"/x","type":"` + events.TypeSignalReceived + `","data":{"name":"queue","value":3,"observed_at":"2025-03-01T12:00:00Z","expires_at":"2025-03-01T13:00:00Z"}}`
+	body := signalBody(`"name":"queue","value":3`)
 	require.Equal(t, http.StatusAccepted, b.call("POST", "/v1/events", body, "Content-Type", "application/cloudevents+json").Code)
 	p, err := events.Decode[events.SignalReceived](b.log[0].Event)
 	require.NoError(t, err)
 	require.InEpsilon(t, 3.0, *p.Value, 0.01)
-	require.NotContains(t, string(b.log[0].Event.Data()), "actor")
+	require.Equal(t, b.key.ID, p.Actor, "the token says who it was")
+}
+
+// signalBody is a structured signal.received.
+func signalBody(data string) string {
+	return `{"specversion":"1.0","id":"1","source":"/x","type":"` + events.TypeSignalReceived + `","data":{` + data + `,"observed_at":"2025-03-01T12:00:00Z","expires_at":"2025-03-01T13:00:00Z"}}`
 }
 
 func TestEventsThatCannotBeAreRefusedFieldByField(t *testing.T) {
@@ -67,29 +72,34 @@ func TestEventsThatCannotBeAreRefusedFieldByField(t *testing.T) {
 		location string
 		message  string
 	}{
-		"no JSON":                  {`{"specversion"`, 400, "body", ""},
-		"nothing":                  {``, 400, "body", ""},
-		"another specversion":      {`{"specversion":"9","id":"1"}`, 400, "body", ""},
-		"no id":                    {strings.Replace(structured("1", up+"}", ""), `"id":"1",`, "", 1), 422, "body", "id"},
-		"a type of our own roles":  {strings.Replace(structured("1", up+"}", ""), events.TypeScaleRequested, events.TypeNodeClaimed, 1), 422, "body.type", "type must be one of"},
-		"an unknown type":          {strings.Replace(structured("1", up+"}", ""), events.TypeScaleRequested, "x", 1), 422, "body.type", "type must be one of"},
-		"a source of our own":      {strings.Replace(structured("1", up+"}", ""), "/tools/ci", "/k3s-autoscaler/home/decision", 1), 422, "body.source", "kept for our own roles"},
-		"dryrun":                   {structured("1", up+"}", `,"dryrun":"true"`), 422, "body.dryrun", "set by decision alone"},
-		"no data":                  {`{"specversion":"1.0","id":"1","source":"/x","type":"` + events.TypeScaleRequested + `"}`, 422, "body.data", "JSON object"},
-		"data that is a list":      {structured("1", "[]", ""), 422, "body.data", "JSON object"},
-		"no reason":                {structured("1", `{"action":"up","pool":"burst","count":2}`, ""), 422, "body.data.reason", "is empty"},
-		"no count":                 {structured("1", `{"action":"up","pool":"burst","reason":"x"}`, ""), 422, "body.data.count", "expected at least 1"},
-		"an unknown action":        {structured("1", `{"action":"jump","reason":"x"}`, ""), 422, "body.data.action", "expected one of up, down"},
-		"a count that is a text":   {structured("1", `{"action":"up","pool":"burst","count":"2","reason":"x"}`, ""), 422, "body.data", ""},
-		"an unknown pool":          {structured("1", strings.Replace(up, "burst", "brst", 1)+"}", ""), 422, "body.data.pool", "there are burst, ci"},
-		"an unknown cluster":       {structured("1", up+"}", `,"partitionkey":"work/_cluster"`), 422, "body.partitionkey", `no cluster "work"; there are home`},
-		"a key that is a node":     {structured("1", up+"}", `,"partitionkey":"home/n1"`), 422, "body.partitionkey", "needs a cluster key"},
-		"a key that is nothing":    {structured("1", up+"}", `,"partitionkey":"home"`), 422, "body.partitionkey", ""},
-		"an actor of another key":  {structured("1", up+`,"actor":"me@other"}`, ""), 422, "body.data.actor", "must not hold '@'"},
-		"an expiry that is over":   {structured("1", up+`,"expires_at":"2020-01-01T00:00:00Z"}`, ""), 422, "body.data.expires_at", "is in the past"},
-		"a hold that is over":      {structured("1", up+`,"hold_until":"2020-01-01T00:00:00Z"}`, ""), 422, "body.data.hold_until", "is in the past"},
-		"a hold of fewer nodes":    {structured("1", strings.Replace(up, `"up"`, `"down"`, 1)+`,"hold_until":"2099-01-01T00:00:00Z"}`, ""), 422, "body.data.hold_until", "is for the actions up and to"},
-		"a node name that is none": {structured("1", `{"action":"drain","node":"A B","reason":"x"}`, ""), 422, "body.data.node", ""},
+		"no JSON":                   {`{"specversion"`, 400, "body", ""},
+		"nothing":                   {``, 400, "body", ""},
+		"another specversion":       {`{"specversion":"9","id":"1"}`, 400, "body", ""},
+		"no id":                     {strings.Replace(structured("1", up+"}", ""), `"id":"1",`, "", 1), 422, "body", "id"},
+		"a type of our own roles":   {strings.Replace(structured("1", up+"}", ""), events.TypeScaleRequested, events.TypeNodeClaimed, 1), 422, "body.type", "type must be one of"},
+		"an unknown type":           {strings.Replace(structured("1", up+"}", ""), events.TypeScaleRequested, "x", 1), 422, "body.type", "type must be one of"},
+		"a source of our own":       {strings.Replace(structured("1", up+"}", ""), "/tools/ci", "/k3s-autoscaler/home/decision", 1), 422, "body.source", "kept for our own roles"},
+		"dryrun":                    {structured("1", up+"}", `,"dryrun":"true"`), 422, "body.dryrun", "set by decision alone"},
+		"no data":                   {`{"specversion":"1.0","id":"1","source":"/x","type":"` + events.TypeScaleRequested + `"}`, 422, "body.data", "JSON object"},
+		"data that is a list":       {structured("1", "[]", ""), 422, "body.data", "JSON object"},
+		"no reason":                 {structured("1", `{"action":"up","pool":"burst","count":2}`, ""), 422, "body.data.reason", "is empty"},
+		"no count":                  {structured("1", `{"action":"up","pool":"burst","reason":"x"}`, ""), 422, "body.data.count", "expected at least 1"},
+		"an unknown action":         {structured("1", `{"action":"jump","reason":"x"}`, ""), 422, "body.data.action", "expected one of up, down"},
+		"a count that is a text":    {structured("1", `{"action":"up","pool":"burst","count":"2","reason":"x"}`, ""), 422, "body.data", ""},
+		"an unknown pool":           {structured("1", strings.Replace(up, "burst", "brst", 1)+"}", ""), 422, "body.data.pool", "there are burst, ci"},
+		"an unknown cluster":        {structured("1", up+"}", `,"partitionkey":"work/_cluster"`), 422, "body.partitionkey", `no cluster "work"; there are home`},
+		"a key that is a node":      {structured("1", up+"}", `,"partitionkey":"home/n1"`), 422, "body.partitionkey", "needs a cluster key"},
+		"a key that is nothing":     {structured("1", up+"}", `,"partitionkey":"home"`), 422, "body.partitionkey", ""},
+		"an actor of another key":   {structured("1", up+`,"actor":"me@other"}`, ""), 422, "body.data.actor", "must not hold '@'"},
+		"an expiry that is over":    {structured("1", up+`,"expires_at":"2020-01-01T00:00:00Z"}`, ""), 422, "body.data.expires_at", "is in the past"},
+		"a hold that is over":       {structured("1", up+`,"hold_until":"2020-01-01T00:00:00Z"}`, ""), 422, "body.data.hold_until", "is in the past"},
+		"a hold of fewer nodes":     {structured("1", strings.Replace(up, `"up"`, `"down"`, 1)+`,"hold_until":"2099-01-01T00:00:00Z"}`, ""), 422, "body.data.hold_until", "is for the actions up and to"},
+		"a signal of the collector": {signalBody(`"name":"queue","value":3,"source":"query"`), 422, "body.data.source", "expected push or nothing"},
+		"a query of a signal":       {signalBody(`"name":"queue","value":3,"query":"x"`), 422, "body.data.query", "set by the collector alone"},
+		"a signal nobody looks at":  {signalBody(`"name":"que","value":3`), 422, "body.data.name", "no metric rule of cluster \"home\" looks at a signal \"que\"; there are queue"},
+		"a signal of tomorrow":      {strings.Replace(signalBody(`"name":"queue","value":3`), "2025-03-01T12:00", "2025-03-01T12:10", 1), 422, "body.data.observed_at", "is in the future"},
+		"a signal of yesterday":     {strings.Replace(signalBody(`"name":"queue","value":3`), "2025-03-01T13", "2025-03-01T11", 1), 422, "body.data.expires_at", "is in the past"},
+		"a node name that is none":  {structured("1", `{"action":"drain","node":"A B","reason":"x"}`, ""), 422, "body.data.node", ""},
 	}
 	for name, c := range cases {
 		t.Run(name, func(t *testing.T) {

@@ -58,6 +58,7 @@ type Pool struct {
 	Leaving   int      `json:"leaving" doc:"Nodes being drained for removal or removed"`
 	Schedules []string `json:"schedules,omitempty" doc:"What each open schedule sets, and until when"`
 	Holds     []Hold   `json:"holds,omitempty" doc:"What people asked to be kept, and until when"`
+	Metrics   []Metric `json:"metrics,omitempty" doc:"Its metric rules, and what they say"`
 	Pause     *Pause   `json:"pause,omitempty"`
 	Flaps     *Flaps   `json:"flaps,omitempty" doc:"Absent: none lately"`
 	// Guards are those of an evaluation of the present, not of the last decision
@@ -75,6 +76,18 @@ type Hold struct {
 	Until     time.Time `json:"until"`
 	Actor     string    `json:"actor"`
 	Reason    string    `json:"reason"`
+}
+
+// Metric is what a metric rule says.
+type Metric struct {
+	Rule       string    `json:"rule"`
+	Source     string    `json:"source" doc:"What it looks at"`
+	Value      *float64  `json:"value" doc:"The last known one; null: none was ever known"`
+	MeasuredAt time.Time `json:"measured_at,omitzero" doc:"When that was measured"`
+	Unknown    string    `json:"unknown,omitempty" doc:"Why there is no value now"`
+	Nodes      *int      `json:"nodes,omitempty" doc:"How many it asks for, or last asked for; absent: none in particular"`
+	Verdict    string    `json:"verdict" enum:"up,down,none,unknown"`
+	Since      time.Time `json:"since,omitzero" doc:"Since when the verdict is this"`
 }
 
 // Pause is why nothing is changed in a pool.

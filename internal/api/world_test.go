@@ -233,7 +233,7 @@ type testBundle struct {
 func setup(t *testing.T, change ...func(*Options)) *testBundle {
 	t.Helper()
 	b := &testBundle{memory: newMemory(), clock: testingclock.NewFakeClock(t0.Add(time.Minute)), key: auth.NewKey(),
-		targets: []Target{{Cluster: "home", Pools: []string{"burst", "ci"}}}}
+		targets: []Target{{Cluster: "home", Pools: []string{"burst", "ci"}, Signals: []string{"queue"}}}}
 	path := filepath.Join(t.TempDir(), "token")
 	require.NoError(t, os.WriteFile(path, []byte(b.key.Token), 0o600))
 	log := slog.New(slog.DiscardHandler)

@@ -127,7 +127,7 @@ func clusterNames(c *config.Config) []string {
 func targets(c *config.Config) []api.Target {
 	out := make([]api.Target, len(c.Clusters))
 	for i, cl := range c.Clusters {
-		out[i].Cluster = cl.Name
+		out[i].Cluster, out[i].Signals = cl.Name, c.Signals(cl.Name)
 		for _, p := range cl.Pools {
 			out[i].Pools = append(out[i].Pools, p.Name)
 		}

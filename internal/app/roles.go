@@ -165,6 +165,9 @@ func (a *App) addCollectors(ctx context.Context) error {
 		}
 		a.first = append(a.first, role{RoleCollector + " of cluster " + c.Name, col.Run})
 		a.ready = append(a.ready, check{"cluster " + c.Name, func(context.Context) error { return col.Ready() }})
+		if err := a.addQueries(ctx, c, epoch); err != nil {
+			return err
+		}
 	}
 	return nil
 }

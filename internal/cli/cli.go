@@ -226,7 +226,7 @@ one that runs, found by --server and --token-file, the environment
 	group("look", a.statusCommand(), a.nodesCommand(), a.explainCommand(), a.eventsCommand(), a.auditCommand(), a.dlqCommand(), a.replayCommand(),
 		a.backtestCommand(), a.exportCommand(), a.importCommand())
 	group("act", a.scaleCommand(), a.nodeCommand("cordon"), a.nodeCommand("uncordon"), a.nodeCommand("drain"), a.nodeCommand("remove"),
-		a.pauseCommand(), a.resumeCommand(), a.poolCommand())
+		a.pauseCommand(), a.resumeCommand(), a.poolCommand(), a.signalCommand())
 	group("set", a.configCommand(), a.keyCommand(), a.busCommand(), a.versionCommand())
 	return root
 }

@@ -47,6 +47,7 @@ type testBundle struct {
 	asked   []string       // paths with their queries
 	posted  []events.Event
 	letters []api.LetterRequest
+	signals []api.Signal
 	stream  []api.Entry // sent after the first post
 	refuse  int         // status of the next post
 }
@@ -88,6 +89,14 @@ func (b *testBundle) serve(w http.ResponseWriter, r *http.Request) {
 			json.NewDecoder(r.Body).Decode(&in)
 			b.letters = append(b.letters, in)
 			json.NewEncoder(w).Encode(b.answers[r.URL.Path])
+			return
+		}
+		if r.URL.Path == "/v1/signals" {
+			var in api.SignalRequest
+			json.NewDecoder(r.Body).Decode(&in)
+			b.signals = append(b.signals, in.Signals...)
+			w.WriteHeader(http.StatusAccepted)
+			json.NewEncoder(w).Encode(api.Accepted{IDs: []string{"s1"}})
 			return
 		}
 		var e events.Event

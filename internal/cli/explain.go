@@ -74,6 +74,9 @@ func (a *app) explanation(w io.Writer, x api.Explanation) error {
 		if state := a.poolState(*x.Pool); state != "ok" {
 			l.wrap(2, "State: "+state+".")
 		}
+		for _, m := range x.Pool.Metrics {
+			l.wrap(2, fmt.Sprintf("Metric rule %s (%s): %s.", m.Rule, m.Source, a.metric(m)))
+		}
 		if len(x.Pool.Guards) > 0 {
 			l.WriteByte('\n')
 			l.add(2, "Held or limited now by")

@@ -293,6 +293,10 @@ func parse(e api.Entry) seen {
 	if strings.HasPrefix(x.name, "snapshot.") || strings.HasPrefix(x.name, "decision.") {
 		return x
 	}
+	if ev.Type() == events.TypeSignalReceived {
+		x.what = signalText(ev)
+		return x
+	}
 	var parts []string
 	part := func(s string) {
 		if s != "" {

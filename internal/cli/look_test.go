@@ -30,7 +30,11 @@ func TestStatus(t *testing.T) {
 				{Guard: "backoff", Value: "1m", Message: "pool ci backs off for 1m after 2 failed attempts in a row: no image", Until: t0.Add(90 * time.Second), Lifts: "by itself, or when the backoff of the pool is reset"},
 				{Guard: "min", Value: "0 of 1", Message: "pool ci keeps 0 nodes Ready, its minimum is 1", Lifts: "when min is lowered or the pool grows"}}, Last: &api.DecisionLine{Verdict: "held", Reason: reason("Backoff", "the last 2 nodes failed"), At: t0.Add(-5 * time.Hour)}},
 		{Cluster: "home", Name: "old", Unknown: true, Size: 2, Ready: 2},
-		{Cluster: "lab", Name: "gpu", Max: 1, Size: 1, Ready: 1, Pause: &api.Pause{Actor: "ada@k", Reason: "maintenance", Until: t0.Add(2 * time.Hour)}},
+		{Cluster: "lab", Name: "gpu", Max: 1, Size: 1, Ready: 1, Metrics: []api.Metric{
+			{Rule: "frames", Source: "query sum(frames)", Value: new(48.25), MeasuredAt: t0.Add(-12 * time.Second), Nodes: new(2), Verdict: "up"},
+			{Rule: "jobs", Source: "signal jobs", Unknown: "nobody has pushed signal jobs yet", Verdict: "unknown"},
+			{Rule: "load", Source: "cpu-usage", Value: new(0.5), MeasuredAt: t0.Add(-time.Hour), Unknown: "its last value is older than 1m", Verdict: "unknown"},
+		}, Pause: &api.Pause{Actor: "ada@k", Reason: "maintenance", Until: t0.Add(2 * time.Hour)}},
 	}}
 	golden(t, "status", b.ok(t, "status"))
 	require.Contains(t, b.ok(t, "status", "-o", "yaml"), "server_version: v1.34.4+k3s1")

@@ -79,6 +79,9 @@ func (a *app) statusTable(w io.Writer, v overview) error {
 		var held, last []string
 		for _, p := range v.Pools {
 			if p.Cluster == c.Name {
+				for _, m := range p.Metrics {
+					last = append(last, fmt.Sprintf("  metric rule %s of %s: %s", m.Rule, p.Name, a.metric(m)))
+				}
 				t.row(p.Name, strconv.Itoa(p.Size), strconv.Itoa(p.Min), strconv.Itoa(p.Max), strconv.Itoa(p.Ready), strconv.Itoa(p.Claims), strconv.Itoa(p.Leaving), a.poolState(p))
 				for _, g := range p.Guards {
 					held = append(held, fmt.Sprintf("  %s is held or limited by %s", p.Name, a.guardText(g)))

@@ -78,6 +78,9 @@ func (c *Config) Warnings() []Problem {
 		}
 	}
 	for i, cl := range c.Clusters {
+		if cl.Prometheus.unencrypted() {
+			warn(fmt.Sprintf("clusters[%d].prometheus.url", i), "the secret that logs in there travels unencrypted; use https")
+		}
 		for j, p := range cl.Pools {
 			at := fmt.Sprintf("clusters[%d].pools[%d]", i, j)
 			for k := range p.Labels {

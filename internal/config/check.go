@@ -97,6 +97,7 @@ func (d *decoder) checkCluster(at string, cl Cluster) {
 	if u, err := url.Parse(cl.ServerURL); cl.ServerURL != "" && (err != nil || u.Scheme != "https" || u.Host == "" || u.User != nil) {
 		d.fail(at+".server_url", fmt.Sprintf("is %q", d.raw[at+".server_url"]), "a URL such as https://k3s:6443")
 	}
+	d.checkPrometheus(at+".prometheus", cl.Prometheus)
 	seen := map[string]bool{}
 	for i, p := range cl.Pools {
 		pool := fmt.Sprintf("%s.pools[%d]", at, i)
@@ -220,27 +221,33 @@ func (d *decoder) checkPolicy(c *Config) {
 	for i, r := range c.Decision.AlertRules {
 		at := fmt.Sprintf("policy.alert_rules[%d]", i)
 		d.checkTwice(seen, at+".name", r.Name, "rule")
-		clusters := c.Clusters
-		if r.Cluster != "" {
-			d.checkKnown(at+".cluster", "cluster", r.Cluster, clusterNames(c))
-			clusters = slices.DeleteFunc(slices.Clone(clusters), func(cl Cluster) bool { return cl.Name != r.Cluster })
-		}
-		var pools []string
-		for _, cl := range clusters {
-			for _, p := range cl.Pools {
-				if !slices.Contains(pools, p.Name) {
-					pools = append(pools, p.Name)
-				}
-			}
-		}
-		if r.Pool != "" && len(pools) > 0 {
-			d.checkKnown(at+".pool", "pool", r.Pool, pools)
-		}
+		d.checkRulePool(c, at, r.Cluster, r.Pool)
 	}
+	d.checkMetricRules(c)
 	d.checkPoolChoice(c)
 	for i, n := range c.Decision.ProtectedNodes {
 		_, err := events.EncodeKey(n)
 		d.checkName(fmt.Sprintf("policy.protected_nodes[%d]", i), cmp.Or(n, " "), err, "the name of a node")
+	}
+}
+
+// checkRulePool wants the cluster of a rule, if it names one, and its pool to exist.
+func (d *decoder) checkRulePool(c *Config, at, cluster, pool string) {
+	clusters := c.Clusters
+	if cluster != "" {
+		d.checkKnown(at+".cluster", "cluster", cluster, clusterNames(c))
+		clusters = slices.DeleteFunc(slices.Clone(clusters), func(cl Cluster) bool { return cl.Name != cluster })
+	}
+	var pools []string
+	for _, cl := range clusters {
+		for _, p := range cl.Pools {
+			if !slices.Contains(pools, p.Name) {
+				pools = append(pools, p.Name)
+			}
+		}
+	}
+	if pool != "" && len(pools) > 0 {
+		d.checkKnown(at+".pool", "pool", pool, pools)
 	}
 }
 

@@ -54,12 +54,13 @@ type Config struct {
 
 // Cluster is one k3s cluster.
 type Cluster struct {
-	Name            string `yaml:"name" required:"true" doc:"Name of the cluster, a DNS label; part of every event, never to be changed."`
-	Kubeconfig      string `yaml:"kubeconfig" path:"exists" doc:"Kubeconfig for reading, or 'in-cluster'. Required unless every pool is simulated."`
-	ActorKubeconfig string `yaml:"actor_kubeconfig" path:"exists" doc:"Kubeconfig for acting (cordon, evict, delete nodes, write Kubernetes Events), or 'in-cluster'. Loaded by provisioning, draining and announcing alone, never in a dry run."`
-	ServerURL       string `yaml:"server_url" doc:"Where new agents find the server, e.g. https://k3s:6443."`
-	TokenFile       string `yaml:"token_file" path:"exists" doc:"File with the token that new agents join with."`
-	Pools           []Pool `yaml:"pools" required:"true" doc:"The node pools of the cluster."`
+	Name            string      `yaml:"name" required:"true" doc:"Name of the cluster, a DNS label; part of every event, never to be changed."`
+	Kubeconfig      string      `yaml:"kubeconfig" path:"exists" doc:"Kubeconfig for reading, or 'in-cluster'. Required unless every pool is simulated."`
+	ActorKubeconfig string      `yaml:"actor_kubeconfig" path:"exists" doc:"Kubeconfig for acting (cordon, evict, delete nodes, write Kubernetes Events), or 'in-cluster'. Loaded by provisioning, draining and announcing alone, never in a dry run."`
+	ServerURL       string      `yaml:"server_url" doc:"Where new agents find the server, e.g. https://k3s:6443."`
+	TokenFile       string      `yaml:"token_file" path:"exists" doc:"File with the token that new agents join with."`
+	Prometheus      *Prometheus `yaml:"prometheus" doc:"The Prometheus that answers the queries of policy.metric_rules. Asked by the collector alone."`
+	Pools           []Pool      `yaml:"pools" required:"true" doc:"The node pools of the cluster."`
 }
 
 // Pool is a set of like nodes that grows and shrinks.
@@ -194,6 +195,7 @@ type ServerTLS struct {
 // Decision is what decisions follow in every cluster.
 type Decision struct {
 	AlertRules         []AlertRule     `yaml:"alert_rules" doc:"What alerts ask for."`
+	MetricRules        []MetricRule    `yaml:"metric_rules" doc:"How many nodes metrics ask for. Of several rules of a pool up beats none beats down, and the highest number counts: a rule adds nodes alone, and nodes go only when every rule that may remove asks for fewer. What is not known, too old or no number never removes a node, and keeps what the rule last asked for."`
 	ProtectedNodes     []string        `yaml:"protected_nodes" doc:"Names of nodes that are never drained or removed."`
 	StartupGrace       events.Duration `yaml:"startup_grace" default:"10m" doc:"Nothing is scaled down for so long after start."`
 	StaleAfter         events.Duration `yaml:"stale_after" default:"1m" doc:"A snapshot older than this no longer counts for scale-down."`

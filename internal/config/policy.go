@@ -60,6 +60,11 @@ func (c *Config) Policy(cluster string) events.Policy {
 		}
 		p.AlertRules = append(p.AlertRules, rule)
 	}
+	for _, r := range c.Decision.MetricRules {
+		if _, has := cl.Pool(r.Pool); has && (r.Cluster == "" || r.Cluster == cluster) {
+			p.MetricRules = append(p.MetricRules, r.policy())
+		}
+	}
 	return p
 }
 

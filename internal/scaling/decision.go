@@ -60,6 +60,8 @@ type Reason struct {
 const (
 	CodeUnschedulablePods  = "UnschedulablePods"  // pods need nodes
 	CodeAlert              = "AlertFiring"        // an alert asks
+	CodeMetric             = "Metric"             // a metric rule asks
+	CodeMetricUnknown      = "MetricUnknown"      // nobody knows what a metric rule asks for
 	CodeBelowMin           = "BelowMin"           // the pool is below its minimum
 	CodeEmergency          = "Emergency"          // it is because nodes are lost or not Ready for too long
 	CodeRequest            = "Requested"          // a person or tool asked
@@ -97,6 +99,7 @@ const (
 const (
 	RuleUnschedulable = "unschedulable"
 	RuleAlert         = "alert"
+	RuleMetric        = "metric"
 	RuleUtilization   = "utilization"
 	RuleMinimum       = "minimum"
 	RuleRequest       = "request"

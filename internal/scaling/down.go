@@ -1,12 +1,13 @@
 package scaling
 
 import (
+	"cmp"
 	"fmt"
 	"slices"
 	"time"
 )
 
-// scaleDown removes nodes for requests, alerts and low utilisation, in this
+// scaleDown removes nodes for requests, alerts, metrics and low utilisation, in this
 // order, the newest first. All of them need room elsewhere for every pod that
 // has to move, together with those of all other nodes that leave.
 func (e *evaluation) scaleDown() {
@@ -36,6 +37,7 @@ func (e *evaluation) scaleDown() {
 	for _, p := range e.pools {
 		if p.known {
 			e.downAlerts(p, all)
+			e.shrinkForMetrics(p, all)
 		}
 	}
 	unneeded := e.unneeded(all)
@@ -52,7 +54,7 @@ func (e *evaluation) trust() {
 	if !e.s.TrustedAt.IsZero() && e.now.Sub(e.s.TrustedAt) > e.policy.StaleAfter {
 		clear(e.s.Unneeded)
 		for _, p := range e.pools {
-			p.st.Needs = nil
+			p.st.Needs, p.st.MetricNeeds = nil, nil
 		}
 	}
 	e.s.TrustedAt = e.now
@@ -114,13 +116,13 @@ func (e *evaluation) downRequest(r Request, all []candidate) {
 	}
 }
 
-// take removes up to n nodes of the pool for a request or, with a zero one, for
-// an alert: newest first, utilisation aside. The guard says what was in the
+// take removes up to n nodes of the pool for a request or, with one without an id,
+// for an alert or a metric: newest first, utilisation aside. The guard says what was in the
 // way of more.
 func (e *evaluation) take(p *poolRun, all []candidate, n int, r Request) (int, Guard) {
 	why := r.because()
 	if r.ID == "" {
-		why = Reason{CodeAlert, r.Reason}
+		why = Reason{cmp.Or(r.code, CodeAlert), r.Reason}
 	}
 	stop := Guard{Guard: "removable", code: CodeNoRemovableNode, Message: fmt.Sprintf("no other node of pool %s can be removed", p.Name),
 		Lifts: "when what blocks its nodes is gone"}
@@ -138,6 +140,9 @@ func (e *evaluation) take(p *poolRun, all []candidate, n int, r Request) (int, G
 			return got, p.removalsGuard()
 		}
 		if g := e.blastGuard(); g != nil && !r.Override {
+			return got, *g
+		}
+		if g := p.metricGuard(r.ID != "", r.Override); g != nil {
 			return got, *g
 		}
 		if g := e.tooYoung(c.n, p); g != nil && !r.Override {
@@ -298,7 +303,8 @@ func (p *poolRun) rule(r Rule) {
 // shrink removes unneeded nodes of a pool as far as its guards allow.
 func (e *evaluation) shrink(p *poolRun, unneeded []candidate) {
 	need := p.size - len(unneeded)
-	if p.proposed || p.upAlert || p.upOpen {
+	need = min(max(need, p.floor.nodes), p.size) // what metrics ask for is needed
+	if p.proposed || p.upAlert || p.upMetric || p.upOpen {
 		need = p.size // somebody wants more: all that is there is needed
 	}
 	highest := p.needed(e.now, need)
@@ -352,9 +358,11 @@ func (e *evaluation) shrinkGuard(p *poolRun, c candidate, highest int) *Guard {
 	if g := e.blastGuard(); g != nil {
 		return g
 	}
+	if g := p.metricGuard(false, false); g != nil {
+		return g
+	}
 	if p.size <= highest {
-		return &Guard{Guard: "stabilization", code: CodeStabilizing, Value: fmt.Sprint(highest), Until: p.st.Needs[0].At.Add(p.Stabilization),
-			Message: fmt.Sprintf("pool %s needed %s within the last %s", p.Name, count(highest, "node"), lasts(p.Stabilization)), Lifts: "by itself"}
+		return e.stabilizing(p, p.st.Needs[0])
 	}
 	return e.kept(c.n, p)
 }
@@ -366,9 +374,6 @@ func (p *poolRun) needed(now time.Time, n int) int {
 	if len(p.st.Needs) == 0 {
 		n = max(n, p.size)
 	}
-	p.st.Needs = slices.DeleteFunc(slices.Clone(p.st.Needs), func(o Need) bool {
-		return !o.At.After(now.Add(-p.Stabilization)) || o.Nodes <= n
-	})
-	p.st.Needs = append(p.st.Needs, Need{At: now, Nodes: n})
+	p.st.Needs = noteNeed(p.st.Needs, now, p.Stabilization, n)
 	return p.st.Needs[0].Nodes
 }

@@ -37,6 +37,7 @@ type evaluation struct {
 	returnable []string          // nodes whose removal was decided, unless it would lead to a new one
 	returning  map[string]*Guard // nodes that stay, because they would come back; see comesBack
 	listed     *Observation      // obs with its objects in slices; nil: not needed yet
+	usage      map[string]Usage  // live, by node; see usageOf
 }
 
 // poolRun is what an evaluation gathers about one pool.
@@ -67,6 +68,10 @@ type poolRun struct {
 	inFlight int // claims that are not Ready yet
 	before   int // size when the evaluation began
 
+	metrics    []judged // what its metric rules say, by name
+	floor      floor    // what they keep
+	knownFloor floor    // those of them that are known
+
 	mayLeave   int            // nodes at a time
 	tightest   *RemovalBudget // of them, nil: the pool's MaxRemovals
 	budgetEnds time.Time      // zero: never
@@ -92,6 +97,7 @@ type poolRun struct {
 	since     time.Time // when the need arose
 	proposed  bool      // a pod, alert, minimum or request wanted more nodes
 	upAlert   bool      // an alert that asks for nodes fires
+	upMetric  bool      // a metric rule asks for more nodes
 	upOpen    bool      // a request for more nodes waits
 }
 
@@ -187,6 +193,11 @@ func (e *evaluation) holdAll(problem string) {
 		for _, kind := range []string{RuleUnschedulable, RuleUtilization} {
 			p.rules = append(p.rules, Rule{Rule: kind, Kind: kind, Verdict: Unknown, Message: problem})
 		}
+		for _, r := range e.policy.metricRules() {
+			if r.Pool == p.Name {
+				p.rules = append(p.rules, Rule{Rule: "metric " + r.Name, Kind: RuleMetric, Threshold: r.threshold(), Verdict: Unknown, Message: problem})
+			}
+		}
 	}
 }
 
@@ -211,6 +222,7 @@ func (e *evaluation) expire() {
 			delete(e.s.Alerts, fp)
 		}
 	}
+	e.forgetMetrics()
 	for pool, p := range e.s.Pauses {
 		if !p.Until.IsZero() && !p.Until.After(e.now) {
 			delete(e.s.Pauses, pool)

@@ -13,7 +13,7 @@ import (
 var weight = []string{
 	CodeStaleSnapshot, CodeUnknownPool, CodeRequestRefused, CodeRequestExpired, CodeRequestDeferred, CodeTooManyUnready,
 	CodePaused, CodeBackoff, CodeAtMax, CodeNoPoolFits, CodeCooldown, CodeClaimsInFlight, CodeRemovalsInFlight, CodeBudget,
-	CodeAlert, CodeStartupGrace, CodeFlapping, CodeRemovalsPerHour, CodeStabilizing, CodeWouldReturn, CodeUnneededTime, CodeMinLifetime, CodeHeadroom, CodeAtMin, CodeNoRemovableNode, CodeSteady,
+	CodeAlert, CodeMetricUnknown, CodeMetric, CodeStartupGrace, CodeFlapping, CodeRemovalsPerHour, CodeStabilizing, CodeWouldReturn, CodeUnneededTime, CodeMinLifetime, CodeHeadroom, CodeAtMin, CodeNoRemovableNode, CodeSteady,
 }
 
 func rank(code string) int {
@@ -68,6 +68,11 @@ func (e *evaluation) next(decisions []Decision) time.Time {
 		// What this evaluation did begins intervals that it met no more as guards.
 		if p.upAlert {
 			ends(p.st.AlertUpAt.Add(p.ScaleUpCooldown))
+		}
+		// Not when a value gets too old: snapshots come more often, and without them
+		// nothing is removed anyway.
+		if p.upMetric {
+			ends(p.st.MetricUpAt.Add(p.ScaleUpCooldown))
 		}
 		ends(p.st.RemovedAt.Add(p.ScaleDownCooldown))
 	}
@@ -201,7 +206,7 @@ func (d Decision) fingerprint(p *poolRun) string {
 		rest = append(rest, "open "+o.Name)
 	}
 	for _, r := range d.Rules {
-		if r.Kind == RuleHold {
+		if r.Kind == RuleHold || r.Kind == RuleMetric && r.Verdict == Unknown {
 			rest = append(rest, r.Rule)
 		}
 	}

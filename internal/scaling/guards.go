@@ -94,7 +94,7 @@ func (e *evaluation) cooling(name string, since time.Time, d time.Duration, afte
 }
 
 // downGuard is what keeps nodes of the pool from being removed, or nil. by is
-// RuleRequest, RuleAlert or RuleUtilization; an override passes a pause and the
+// RuleRequest, RuleAlert, RuleMetric or RuleUtilization; an override passes a pause and the
 // cooldowns.
 func (e *evaluation) downGuard(p *poolRun, by string, override bool) *Guard {
 	if e.unready != nil {
@@ -118,7 +118,7 @@ func (e *evaluation) downGuard(p *poolRun, by string, override bool) *Guard {
 			return &Guard{Guard: "claims_in_flight", code: CodeClaimsInFlight, Value: fmt.Sprint(p.inFlight + len(p.added)),
 				Message: fmt.Sprintf("pool %s waits for %s", p.Name, count(p.inFlight+len(p.added), "new node")), Lifts: "when they are Ready or have failed"}
 		}
-	} else if p.upAlert && !override {
+	} else if (p.upAlert || p.upMetric) && !override {
 		return p.opposed()
 	}
 	if override {
@@ -142,6 +142,9 @@ func (p *poolRun) opposed() *Guard {
 	case p.upAlert:
 		return &Guard{Guard: "alert", code: CodeAlert, Message: fmt.Sprintf("an alert asks for more nodes in pool %s", p.Name),
 			Lifts: "when the alert is resolved or expires"}
+	case p.upMetric:
+		return &Guard{Guard: "metric", code: CodeMetric, Message: fmt.Sprintf("a metric asks for more nodes in pool %s", p.Name),
+			Lifts: "when it asks for no more"}
 	case p.upOpen:
 		return &Guard{Guard: "request", code: CodeRequestDeferred, Message: fmt.Sprintf("a request for more nodes in pool %s waits", p.Name),
 			Lifts: "when the request is served or expires"}

@@ -99,7 +99,10 @@ func NewIndex(o Observation) *Index {
 
 // meet takes over what an observation says beside its objects.
 func (x *Index) meet(o Observation) {
-	x.o = Observation{Cluster: o.Cluster, Known: o.Known, Problem: o.Problem, CapturedAt: o.CapturedAt, Freshness: o.Freshness, index: x}
+	if o.Usage == nil {
+		o.Usage = x.o.Usage
+	}
+	x.o = Observation{Cluster: o.Cluster, Known: o.Known, Problem: o.Problem, CapturedAt: o.CapturedAt, Freshness: o.Freshness, Usage: o.Usage, index: x}
 }
 
 // Observation is what the index holds now, until the next change of it.

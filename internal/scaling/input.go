@@ -21,7 +21,7 @@ const (
 )
 
 // Input is a fact that changes the state: one of Started, DryRunEnded, AlertFired,
-// AlertResolved, Requested, Paused, Resumed and BackoffReset.
+// AlertResolved, SignalReceived, Requested, Paused, Resumed and BackoffReset.
 type Input interface{ apply(s *State) }
 
 // Apply folds a fact into the state. It is idempotent: the same fact twice

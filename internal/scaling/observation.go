@@ -82,6 +82,9 @@ type Observation struct {
 	DaemonSets []DaemonSet
 	Records    []Record
 	Namespaces []Namespace
+	// Usage is the live usage of all nodes; nil among what an index is told: it is
+	// as it was.
+	Usage []Usage
 
 	index *Index // has the objects; nil: the slices have them
 }

@@ -29,6 +29,8 @@ const (
 type Policy struct {
 	Pools      []Pool
 	AlertRules []AlertRule
+	// MetricRules say how many nodes metrics ask for.
+	MetricRules []MetricRule
 	// ProtectedNodes are names of nodes that are never drained or removed.
 	ProtectedNodes []string
 	// StartupGrace is how long after the start of the program nothing is scaled

@@ -67,6 +67,9 @@ func draw(t *rapid.T, tb testing.TB) *setup {
 		s.rule("Busy-"+p.Name, p.Name, Up, rapid.IntRange(1, 3).Draw(t, "amount"))
 		s.rule("Quiet-"+p.Name, p.Name, Down, rapid.IntRange(1, 3).Draw(t, "amount"))
 	}
+	for i := range rapid.IntRange(0, 3).Draw(t, "metrics") {
+		s.policy.MetricRules = append(s.policy.MetricRules, someMetricRule(t, fmt.Sprint("metric-", i), pools))
+	}
 	for i := range rapid.IntRange(1, 4).Draw(t, "classes") {
 		c := s.class(fmt.Sprint("class-", i), int64(rapid.IntRange(1, 1100).Draw(t, "cpu")))
 		if rapid.Bool().Draw(t, "tolerant") {
@@ -99,7 +102,7 @@ func happen(t *rapid.T, s *setup) {
 	if len(s.obs.Nodes) > 0 {
 		node = s.obs.Nodes[rapid.IntRange(0, len(s.obs.Nodes)-1).Draw(t, "node")].Name
 	}
-	switch rapid.IntRange(0, 12).Draw(t, "what") {
+	switch rapid.IntRange(0, 14).Draw(t, "what") {
 	case 0:
 		s.pods(s.obs.Classes[rapid.IntRange(0, len(s.obs.Classes)-1).Draw(t, "class")].ID, "", rapid.IntRange(1, 5).Draw(t, "pods"))
 	case 1:
@@ -140,6 +143,15 @@ func happen(t *rapid.T, s *setup) {
 	case 11:
 		if len(s.obs.Pods) > 0 {
 			s.obs.Pods[rapid.IntRange(0, len(s.obs.Pods)-1).Draw(t, "pod")].OwnerKind = ""
+		}
+	case 12, 13:
+		for _, r := range s.policy.MetricRules {
+			switch rapid.IntRange(0, 3).Draw(t, "value of "+r.Name) {
+			case 0:
+				s.signal(r.Name, nil)
+			case 1, 2:
+				s.say(r.Name, rapid.Float64Range(-1, 8).Draw(t, "value"))
+			}
 		}
 	}
 }
@@ -319,7 +331,8 @@ func TestTheOrderOfWhatIsObservedDoesNotMatterAndTheStateSurvivesJSON(t *testing
 			shuffled := obs
 			shuffled.Nodes, shuffled.Classes, shuffled.Pods = mix(rnd, obs.Nodes), mix(rnd, obs.Classes), mix(rnd, obs.Pods)
 			shuffled.Budgets, shuffled.DaemonSets, shuffled.Records = mix(rnd, obs.Budgets), mix(rnd, obs.DaemonSets), mix(rnd, obs.Records)
-			policy.Pools, policy.AlertRules = mix(rnd, policy.Pools), mix(rnd, policy.AlertRules)
+			shuffled.Usage = mix(rnd, obs.Usage)
+			policy.Pools, policy.AlertRules, policy.MetricRules = mix(rnd, policy.Pools), mix(rnd, policy.AlertRules), mix(rnd, policy.MetricRules)
 			var stored State
 			require.NoError(t, json.Unmarshal([]byte(encode(t, state)), &stored))
 			again := Evaluate(s.now, policy, stored, shuffled, testSeed(fmt.Sprint("event-", s.step)))

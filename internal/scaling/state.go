@@ -21,14 +21,18 @@ type State struct {
 	// a gap the unneeded clocks start again.
 	TrustedAt time.Time `json:"trusted_at,omitzero"`
 
-	Alerts   map[string]Alert     `json:"alerts,omitempty"`   // by fingerprint
-	Requests []Request            `json:"requests,omitempty"` // in the order they were made
-	Holds    []Hold               `json:"holds,omitempty"`    // in the order they began
-	Pauses   map[string]Pause     `json:"pauses,omitempty"`   // by pool
-	Claims   map[string]Claim     `json:"claims,omitempty"`   // in flight, by node
-	Drains   map[string]Drain     `json:"drains,omitempty"`   // in flight, by node
-	Unneeded map[string]time.Time `json:"unneeded,omitempty"` // since when, by node
-	Pools    map[string]PoolState `json:"pools,omitempty"`
+	Alerts map[string]Alert `json:"alerts,omitempty"` // by fingerprint
+	// Signals are the last words about values that a metric rule looks at, by source
+	// and name; Metrics is what is remembered of the rules, by name.
+	Signals  map[string]Signal      `json:"signals,omitempty"`
+	Metrics  map[string]MetricState `json:"metrics,omitempty"`
+	Requests []Request              `json:"requests,omitempty"` // in the order they were made
+	Holds    []Hold                 `json:"holds,omitempty"`    // in the order they began
+	Pauses   map[string]Pause       `json:"pauses,omitempty"`   // by pool
+	Claims   map[string]Claim       `json:"claims,omitempty"`   // in flight, by node
+	Drains   map[string]Drain       `json:"drains,omitempty"`   // in flight, by node
+	Unneeded map[string]time.Time   `json:"unneeded,omitempty"` // since when, by node
+	Pools    map[string]PoolState   `json:"pools,omitempty"`
 	// Removals are when the removals of nodes were decided within the last hour,
 	// oldest first, as many as count. What was called off is not among them.
 	Removals []time.Time `json:"removals,omitempty"`
@@ -37,6 +41,7 @@ type State struct {
 // PoolState is what is remembered of one pool.
 type PoolState struct {
 	AlertUpAt       time.Time `json:"alert_up_at,omitzero"`       // last scale-up by alert
+	MetricUpAt      time.Time `json:"metric_up_at,omitzero"`      // last scale-up by metric
 	AddedAt         time.Time `json:"added_at,omitzero"`          // last addition
 	RemovedAt       time.Time `json:"removed_at,omitzero"`        // last removal decided
 	RemovalFailedAt time.Time `json:"removal_failed_at,omitzero"` // last removal that was undone
@@ -49,6 +54,8 @@ type PoolState struct {
 	// Needs are the nodes that the pool needed within the stabilization window,
 	// oldest first, each lower than the one before: the first is the highest.
 	Needs []Need `json:"needs,omitempty"`
+	// MetricNeeds are those that its metric rules that may remove asked for.
+	MetricNeeds []Need `json:"metric_needs,omitempty"`
 	// Verdict is what was last said of the pool, to say the next only when it differs.
 	Verdict string `json:"verdict,omitempty"`
 	// Unserved are the pods of which was last said why they get no node here: to
@@ -102,6 +109,8 @@ type Request struct {
 	At        time.Time `json:"at"`
 	ExpiresAt time.Time `json:"expires_at"`          // of the request: by then it has come to pass or is dropped
 	HoldUntil time.Time `json:"hold_until,omitzero"` // of its effect, for up and to: until then the nodes are kept
+
+	code string // of the reason, where nobody asked; empty: CodeAlert
 }
 
 // Pause stops every change of a pool.
@@ -117,6 +126,7 @@ const (
 	CauseRequest  = "request"
 	CausePods     = "unschedulable"
 	CauseAlert    = "alert"
+	CauseMetric   = "metric"
 	CauseMinimum  = "minimum"
 	CauseHeadroom = "headroom"
 )
@@ -156,6 +166,8 @@ type Drain struct {
 
 func (s State) clone() State {
 	s.Alerts = cloneMap(s.Alerts)
+	s.Signals = cloneMap(s.Signals)
+	s.Metrics = cloneMap(s.Metrics)
 	s.Requests = slices.Clone(s.Requests)
 	s.Holds = slices.Clone(s.Holds)
 	s.Pauses = cloneMap(s.Pauses)
@@ -165,7 +177,7 @@ func (s State) clone() State {
 	s.Pools = cloneMap(s.Pools)
 	s.Removals = slices.Clone(s.Removals)
 	for name, p := range s.Pools {
-		p.Needs, p.Flaps = slices.Clone(p.Needs), slices.Clone(p.Flaps)
+		p.Needs, p.MetricNeeds, p.Flaps = slices.Clone(p.Needs), slices.Clone(p.MetricNeeds), slices.Clone(p.Flaps)
 		s.Pools[name] = p
 	}
 	return s

@@ -7,12 +7,13 @@ import (
 	"time"
 )
 
-// scaleUp adds nodes for requests, minima, alerts, pods and headroom, in this order.
+// scaleUp adds nodes for requests, minima, alerts, metrics, pods and headroom, in this order.
 // Each looks at the world as the one before has left it, so that a node serves
 // as many of them as it can: of an alert that asks for one node and pods that
 // need two, two nodes come of it, not three.
 func (e *evaluation) scaleUp() {
 	e.raiseAlerts()
+	e.judgeMetrics()
 	for _, r := range slices.Clone(e.s.Requests) {
 		if r.Action == ActionUp || r.Action == ActionTo {
 			e.upRequest(r)
@@ -26,6 +27,7 @@ func (e *evaluation) scaleUp() {
 	for _, p := range e.pools {
 		if p.known {
 			e.alerts(p)
+			e.growForMetrics(p)
 		}
 	}
 	e.serve(e.waiting())
@@ -309,7 +311,7 @@ func (e *evaluation) claim(p *poolRun, cause string, why Reason) *simNode {
 	p.size++
 	p.physical++
 	p.st.AddedAt = e.now
-	if cause == CausePods || cause == CauseAlert || cause == CauseHeadroom {
+	if cause == CausePods || cause == CauseAlert || cause == CauseMetric || cause == CauseHeadroom {
 		e.neededAgain(p)
 	}
 	p.because(why)

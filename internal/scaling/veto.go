@@ -180,7 +180,11 @@ func (e *evaluation) foresee(at time.Time, stay map[string]bool) *evaluation {
 			s.Pools[p.Name] = p.st
 		}
 	}
-	x := newEvaluation(at, e.policy, s, e.without(at, gone), e.seed)
+	// A metric was measured with the nodes in place: what it would be without them is
+	// not known. What it asks for is kept by its floor.
+	policy := e.policy
+	policy.MetricRules = nil
+	x := newEvaluation(at, policy, s, e.without(at, gone), e.seed)
 	x.world = newWorld(x.obs, x.s, x.policy)
 	x.reconcile()
 	x.measure()

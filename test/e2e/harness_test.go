@@ -117,6 +117,7 @@ type pool struct {
 	Image      string // default auto
 	Extra      string // more YAML of the pool, indented by 8
 	Docker     string // more YAML of docker:, indented by 10
+	Cluster    string // more YAML of the cluster, indented by 4
 	Policy     string // more YAML of policy:, indented by 2
 	TokenFile  string // default the right one
 	Unneeded   string // default 2s
@@ -190,7 +191,7 @@ func (p *product) writeConfig(pl pool) {
           host: %[11]s
           network: %[12]s
           image: %[13]s
-%[17]s%[18]spolicy:
+%[17]s%[18]s%[23]spolicy:
   startup_grace: 1s
 %[19]sbus:
   embedded: {dir: data/bus}
@@ -202,7 +203,7 @@ api:
 telemetry: {log_level: debug, log_format: text}
 `, p.cluster, world.ReaderKubeconfig, world.ActorKubeconfig, world.APIServerURLForNodes, pl.TokenFile,
 		pl.Name, pl.Min, pl.Max, pl.CPU, pl.Memory, world.DockerHost, world.Network, pl.Image,
-		pl.Unneeded, pl.DrainLimit, pl.Register, pl.Docker, pl.Extra, pl.Policy, strings.TrimPrefix(p.url, "http://"), pl.UpCooldown, pl.Stabilize)
+		pl.Unneeded, pl.DrainLimit, pl.Register, pl.Docker, pl.Extra, pl.Policy, strings.TrimPrefix(p.url, "http://"), pl.UpCooldown, pl.Stabilize, pl.Cluster)
 	require.NoError(p.t, os.WriteFile(p.config, []byte(text), 0o600))
 }
 

@@ -84,6 +84,7 @@ func (v *View) Pools(ctx context.Context) ([]api.Pool, error) {
 			for _, h := range holds {
 				p.Holds = append(p.Holds, api.Hold{RequestID: h.ID, Nodes: h.Nodes, Whole: h.Whole, Until: h.Until, Actor: h.Actor, Reason: h.Reason})
 			}
+			p.Metrics = metrics(m, pool.Name, now)
 			v.count(&p, m)
 			if x, ok := m.Core.Pauses[pool.Name]; ok && (x.Until.IsZero() || x.Until.After(now)) {
 				p.Pause = &api.Pause{Actor: x.Actor, Reason: x.Reason, Since: x.Since, Until: x.Until}

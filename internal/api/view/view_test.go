@@ -68,8 +68,16 @@ func memory() Memory {
 			Pools: []events.PoolPolicy{{Name: "burst", Provider: "docker", Min: 1, Max: 9}, {Name: "ci", Max: 2}}},
 		Rules: scaling.Policy{Pools: []scaling.Pool{{Name: "burst", Min: 1, Max: 9, Schedules: []scaling.Schedule{
 			{Name: "noon", Min: new(2), Window: scaling.Window{Schedule: "0 12 * * *", Duration: time.Hour}},
-			{Name: "night", Max: new(3), Window: scaling.Window{Schedule: "0 20 * * *", Duration: time.Hour}}}}}},
+			{Name: "night", Max: new(3), Window: scaling.Window{Schedule: "0 20 * * *", Duration: time.Hour}}}}},
+			MetricRules: []scaling.MetricRule{
+				{Name: "queue", Pool: "burst", Signal: "queue", StaleAfter: time.Minute}, {Name: "cpu", Pool: "burst", Metric: scaling.MetricCPUUsage, StaleAfter: time.Second},
+				{Name: "new", Pool: "burst", Query: "up", StaleAfter: time.Minute}, {Name: "other", Pool: "ci", Fixed: new(1)}}},
 		Core: scaling.State{StartedAt: t0,
+			Metrics: map[string]scaling.MetricState{
+				"queue": {Source: "burst: signal queue", Value: new(7.0), At: t0, Nodes: new(4), Verdict: scaling.Up, Since: t0},
+				"cpu":   {Source: "burst: cpu-usage", Value: new(0.5), At: t0, Verdict: scaling.None, Since: t0},
+				"new":   {Source: "burst: query down", Value: new(1.0), At: t0, Verdict: scaling.None},
+				"other": {Source: "ci: ", Unknown: "no answer", Verdict: scaling.Unknown, Since: t0}},
 			Holds:  []scaling.Hold{{ID: "r", Pool: "ci", Nodes: 1, Until: t0.Add(time.Hour), Actor: "ada", Reason: "demo"}, {ID: "q", Pool: "ci", Nodes: 5, Until: t0}},
 			Claims: map[string]scaling.Claim{"burst-c": {Pool: "burst"}, "burst-f": {Pool: "burst"}, "ci-a": {Pool: "ci"}},
 			Drains: map[string]scaling.Drain{"burst-h": {Pool: "burst"}},
@@ -185,8 +193,12 @@ func TestPoolsAndNodesAreCounted(t *testing.T) {
 	require.Equal(t, []api.Pool{
 		{Cluster: "home", Name: "burst", Provider: "docker", Min: 2, Max: 9, Size: 3, Ready: 1, Claims: 2, Leaving: 3, Last: line,
 			Schedules: []string{"min is 2 until 13:00 UTC (schedule noon)"},
-			Pause:     &api.Pause{Actor: "ada", Reason: "window", Since: t0}},
-		{Cluster: "home", Name: "ci", Min: 1, Max: 2, Holds: []api.Hold{{RequestID: "r", Nodes: 1, Until: t0.Add(time.Hour), Actor: "ada", Reason: "demo"}}, Size: 1, Claims: 1, Last: line, Backoff: &api.Backoff{Until: t0.Add(time.Hour), Failures: 2, Message: "no image"}},
+			Metrics: []api.Metric{
+				{Rule: "cpu", Source: "cpu-usage", Value: new(0.5), MeasuredAt: t0, Unknown: "its last value is older than 1s", Verdict: "unknown", Since: t0},
+				{Rule: "new", Source: "query up", Unknown: "it has not been read yet", Verdict: "unknown"},
+				{Rule: "queue", Source: "signal queue", Value: new(7.0), MeasuredAt: t0, Nodes: new(4), Verdict: "up", Since: t0}},
+			Pause: &api.Pause{Actor: "ada", Reason: "window", Since: t0}},
+		{Cluster: "home", Name: "ci", Min: 1, Max: 2, Holds: []api.Hold{{RequestID: "r", Nodes: 1, Until: t0.Add(time.Hour), Actor: "ada", Reason: "demo"}}, Metrics: []api.Metric{{Rule: "other", Unknown: "no answer", Verdict: "unknown", Since: t0}}, Size: 1, Claims: 1, Last: line, Backoff: &api.Backoff{Until: t0.Add(time.Hour), Failures: 2, Message: "no image"}},
 	}, pools)
 
 	nodes, err := x.view.Nodes(context.Background())
