@@ -125,6 +125,7 @@ type pool struct {
 	Register   string // default 60s
 	UpCooldown string // default 5s
 	Stabilize  string // default 2s
+	Down       string // more of scale_down, beginning with a comma
 }
 
 // patient waits for an answer as long as a request to the bus may take, not for ever.
@@ -186,7 +187,7 @@ func (p *product) writeConfig(pl pool) {
         backoff: {initial: 3s, max: 10s}
         drain: {deadline: %[15]s}
         scale_up: {cooldown: %[21]s}
-        scale_down: {unneeded: %[14]s, delay_after_add: 2s, delay_after_failure: 2s, cooldown: 1s, stabilization: %[22]s, min_lifetime: 1s, flap: {count: 0}}
+        scale_down: {unneeded: %[14]s, delay_after_add: 2s, delay_after_failure: 2s, cooldown: 1s, stabilization: %[22]s, min_lifetime: 1s, flap: {count: 0}%[24]s}
         docker:
           host: %[11]s
           network: %[12]s
@@ -203,7 +204,7 @@ api:
 telemetry: {log_level: debug, log_format: text}
 `, p.cluster, world.ReaderKubeconfig, world.ActorKubeconfig, world.APIServerURLForNodes, pl.TokenFile,
 		pl.Name, pl.Min, pl.Max, pl.CPU, pl.Memory, world.DockerHost, world.Network, pl.Image,
-		pl.Unneeded, pl.DrainLimit, pl.Register, pl.Docker, pl.Extra, pl.Policy, strings.TrimPrefix(p.url, "http://"), pl.UpCooldown, pl.Stabilize, pl.Cluster)
+		pl.Unneeded, pl.DrainLimit, pl.Register, pl.Docker, pl.Extra, pl.Policy, strings.TrimPrefix(p.url, "http://"), pl.UpCooldown, pl.Stabilize, pl.Cluster, pl.Down)
 	require.NoError(p.t, os.WriteFile(p.config, []byte(text), 0o600))
 }
 
