@@ -79,7 +79,7 @@ soak: ## Repeat what depends on chance, with a report in docs/soak.md: schedules
 	go test -count=1 -timeout 60m -v ./internal/scaling ./events -rapid.checks=10000 | grep --line-buffered -e evaluations -e 'rapid' -e '^ok' -e FAIL
 
 .PHONY: bench
-bench: ## Measure every promised figure (median of 5) beside its target; about 15 minutes; exit 1 on a clear miss
+bench: ## Measure every promised figure (median of 5) beside its target, about 40 minutes; needs what e2e needs; exit 1 on a clear miss
 	go run ./test/bench -out docs/benchmarks.md
 
 FUZZTIME ?= 30s

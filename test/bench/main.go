@@ -3,6 +3,9 @@
 //
 //	go run ./test/bench [-runs 5] [-only REGEXP] [-out docs/benchmarks.md]
 //
+// The figures "end to end" build and start the environment of the end-to-end tests,
+// as root on Debian; "decide" needs nothing but Go.
+//
 // A figure is the median of its runs. Where it is a ratio, both sides are
 // measured in the same run, one right after the other and in alternating order,
 // so that other work on the machine weighs on both.

@@ -95,7 +95,7 @@ func (s *site) drainRequested(ctx context.Context, after time.Duration) (time.Du
 			}
 			if d.Event.Type() == events.TypeNodeDrainRequested {
 				at = d.StreamTime
-				break
+				continue
 			}
 			p, err := events.Decode[events.ScaledownDecided](d.Event)
 			if err != nil {
@@ -103,7 +103,7 @@ func (s *site) drainRequested(ctx context.Context, after time.Duration) (time.Du
 			}
 			due = p.TriggerSince.Add(after)
 		}
-		if !at.IsZero() {
+		if !at.IsZero() && !due.IsZero() {
 			return at.Sub(due), nil
 		}
 		time.Sleep(100 * time.Millisecond)
