@@ -161,7 +161,7 @@ type verdict struct {
 
 // of is what judge said of the class, which it is asked once.
 func (v *verdicts) of(c *PodClass, judge func() *misfit) *misfit {
-	*v = atLeast(*v, c.rules.number+1)
+	*v = atLeast(*v, c.rules.topology.classes)
 	said := &(*v)[c.rules.number]
 	if !said.known {
 		*said = verdict{true, judge()}

@@ -63,33 +63,33 @@ func (e *evaluation) estimate(p *poolRun, groups []*group) option {
 	o := option{pool: p}
 	var nodes []*simNode
 	var used Resources
-	left, taken := map[*group]int{}, map[*tally]int{}
+	taken := map[*tally]int{}
 	was := e.world.topology.promises()
 	defer e.world.topology.restorePromises(was)
-	put := func(g *group, on []*simNode) int {
-		n := e.world.distribute(g.class, on, left[g], func(n *simNode) { n.trial = append(n.trial, g.class) })
-		left[g] -= n
-		o.pods += n
-		used.CPUMilli += int64(n) * g.class.Requests.CPUMilli
-		used.MemoryBytes += int64(n) * g.class.Requests.MemoryBytes
-		return n
-	}
 	for _, g := range groups {
-		left[g] = len(g.pods)
-		put(g, nodes[g.class.rules.keptOff(nodes, taken):])
-		for left[g] > 0 && len(nodes) < p.slots() && e.onTemplate(p, g.class) == nil {
+		left := len(g.pods)
+		put := func(on []*simNode) int {
+			n := e.world.distribute(g.class, on, left, func(n *simNode) { n.trial = append(n.trial, g.class) })
+			left -= n
+			o.pods += n
+			used.CPUMilli += int64(n) * g.class.Requests.CPUMilli
+			used.MemoryBytes += int64(n) * g.class.Requests.MemoryBytes
+			return n
+		}
+		put(nodes[g.class.rules.keptOff(nodes, taken):])
+		for left > 0 && len(nodes) < p.slots() && e.onTemplate(p, g.class) == nil {
 			n := p.trial(len(nodes))
 			if e.upsets(p, g.class, n) {
 				break
 			}
 			e.world.attach(n)
-			if put(g, []*simNode{n}) == 0 {
+			if put([]*simNode{n}) == 0 {
 				e.world.detach(n)
 				break
 			}
 			nodes = append(nodes, n)
 			if !g.class.rules.monotone() {
-				put(g, nodes)
+				put(nodes)
 			}
 		}
 	}

@@ -13,7 +13,8 @@ import (
 
 // classRules are the constraints of a class, parsed once an evaluation.
 type classRules struct {
-	number   int                                // of the class
+	topology *topology
+	number   int                                // of the class in it
 	node     *nodeaffinity.RequiredNodeAffinity // nil: none
 	volumes  []volumeRule
 	names    bool // its node constraints may name single nodes
@@ -110,7 +111,7 @@ func parseTerm(c *PodClass, term PodTerm) termSelector {
 
 // compile parses the constraints of a class and enters it into the index.
 func (t *topology) compile(c *PodClass) {
-	r := &classRules{number: t.classes, who: t.identify(c), names: namesNodes(c)}
+	r := &classRules{topology: t, number: t.classes, who: t.identify(c), names: namesNodes(c)}
 	t.classes++
 	c.rules = r
 	if len(c.NodeAffinity) > 0 {
