@@ -29,6 +29,7 @@ func (e *evaluation) scaleDown() {
 	e.trust()
 	e.survey()
 	all := e.candidates()
+	e.unsettle()
 	for _, r := range slices.Clone(e.s.Requests) {
 		if r.Action == ActionDown || r.Action == ActionTo {
 			e.downRequest(r, all)
@@ -166,7 +167,7 @@ func (e *evaluation) take(p *poolRun, all []candidate, n int, r Request) (int, G
 				continue
 			}
 		}
-		if left := e.rehome(c.n, e.world.targets(kindReady)); left != nil {
+		if left := e.relocate(c.n); left != nil {
 			p.rejected = append(p.rejected, left.rejects(c.n))
 			continue
 		}
@@ -182,7 +183,11 @@ func (e *evaluation) take(p *poolRun, all []candidate, n int, r Request) (int, G
 }
 
 func (l *leftover) rejects(n *simNode) Alternative {
-	return Alternative{Subject: "node " + n.name, Reason: Reason{l.code, fmt.Sprintf("pod %s has to move: %s", l.pod.Ref(), l.message)}, Fix: l.fix}
+	text := fmt.Sprintf("pod %s has to move: %s", l.pod.Ref(), l.message)
+	if l.pod.Node == "" {
+		text = fmt.Sprintf("pod %s waits for a node: %s", l.pod.Ref(), l.message)
+	}
+	return Alternative{Subject: "node " + n.name, Reason: Reason{l.code, text}, Fix: l.fix}
 }
 
 // downAlerts removes nodes while an alert asks for it: without waiting for low
@@ -255,9 +260,9 @@ func (e *evaluation) unneeded(all []candidate) map[string][]candidate {
 			c.p.rule(rule)
 			continue
 		}
-		if left := e.rehome(c.n, e.world.targets(kindReady)); left != nil {
+		if left := e.relocate(c.n); left != nil {
 			c.p.rejected = append(c.p.rejected, left.rejects(c.n))
-			rule.Message = "its pods don't fit elsewhere: " + left.pod.Ref()
+			rule.Message = "its pods don't fit elsewhere for sure: " + left.pod.Ref()
 			c.p.rule(rule)
 			continue
 		}

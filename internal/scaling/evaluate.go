@@ -32,12 +32,13 @@ type evaluation struct {
 	pending int
 	unready *Guard            // too many nodes are unready
 	renamed map[string]string // former names of pools; see Policy.renamed
-	settled map[string]int    // how many pods were to come to each node; see survey
 
 	returnable []string          // nodes whose removal was decided, unless it would lead to a new one
 	returning  map[string]*Guard // nodes that stay, because they would come back; see comesBack
 	listed     *Observation      // obs with its objects in slices; nil: not needed yet
 	usage      map[string]Usage  // live, by node; see usageOf
+
+	unsettled *unsettled // while removals are looked at
 }
 
 // poolRun is what an evaluation gathers about one pool.

@@ -155,7 +155,7 @@ func (e *evaluation) podsOn(p *poolRun) int {
 	n := 0
 	for _, name := range p.added {
 		if node := e.world.nodes[name]; node != nil {
-			n += len(node.coming)
+			n += len(node.coming) + len(node.due)
 		}
 	}
 	return n

@@ -79,15 +79,11 @@ func (h reserve) has(s spare) string {
 }
 
 // places is how many pods of the size an amount has room for.
-func (h Headroom) places(free Resources) int {
-	n := max(free.Pods, 0)
-	if h.Pod.CPUMilli > 0 {
-		n = min(n, max(free.CPUMilli, 0)/h.Pod.CPUMilli)
-	}
-	if h.Pod.MemoryBytes > 0 {
-		n = min(n, max(free.MemoryBytes, 0)/h.Pod.MemoryBytes)
-	}
-	return int(n)
+func (h Headroom) places(free Resources) int { return int(h.size().places(free)) }
+
+// size is that of one pod, which it is, too.
+func (h Headroom) size() Resources {
+	return Resources{CPUMilli: h.Pod.CPUMilli, MemoryBytes: h.Pod.MemoryBytes, Pods: 1}
 }
 
 // count adds a node.

@@ -403,3 +403,31 @@ func bench(b *testing.B, s *setup) {
 		s.evaluate()
 	}
 }
+
+func BenchmarkScaleDown(b *testing.B) {
+	for _, nodes := range []int{100, 1000} {
+		b.Run(fmt.Sprint(nodes, " nodes"), func(b *testing.B) {
+			p := testPool("a")
+			p.Max, p.UtilizationThreshold, p.MaxRemovals = nodes, 0.9, 50
+			s := newSetup(b, p)
+			for i := range 100 {
+				c := s.class(fmt.Sprint("class-", i), int64(10+i%7*10))
+				c.Requests.MemoryBytes = int64(1+i%5) << 20
+				switch i % 10 {
+				case 0:
+					c.PodAntiAffinity = by(host, c.ID)
+				case 1:
+					c.Spread = spreadBy(host, c.ID, 2)
+				}
+			}
+			for i := range nodes {
+				name := fmt.Sprintf("a-%04d", i)
+				s.node("a", name)
+				for j := range 12 {
+					s.pods(fmt.Sprint("class-", (i+7*j)%100), name, 1)
+				}
+			}
+			bench(b, s)
+		})
+	}
+}

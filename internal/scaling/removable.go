@@ -197,24 +197,16 @@ type leftover struct {
 // largest first, and takes that room. nil means that all of them fit together;
 // otherwise nothing is taken and the pod that is left over is returned.
 func (e *evaluation) rehome(n *simNode, targets []*simNode) *leftover {
-	pods := e.world.toMove(n)
-	all := e.reference()
-	slices.SortStableFunc(pods, func(a, b *Pod) int {
-		if d := e.world.podShare(b, all) - e.world.podShare(a, all); d != 0 {
-			return int(d)
-		}
-		return cmpStrings(a.Namespace, b.Namespace, a.Name, b.Name)
-	})
+	pods := e.byShare(e.world.toMove(n))
 	was := n.attached
 	e.world.detach(n)
-	var moved []*move
+	moved := &moves{w: e.world}
 	from := map[*PodClass]int{} // see home
 	undo := func() {
-		for _, m := range slices.Backward(moved) {
-			e.world.vacate(m.class, m.to)
-			e.world.putBack(m.to, m.gone)
+		for _, m := range moved.done {
 			m.to.coming = m.to.coming[:len(m.to.coming)-1]
 		}
+		moved.undo(0)
 		if was {
 			e.world.attach(n)
 		}
@@ -231,9 +223,8 @@ func (e *evaluation) rehome(n *simNode, targets []*simNode) *leftover {
 			if why == nil {
 				to := e.world.home(c, n, targets, from)
 				if to != nil {
-					gone := e.world.take(c, to)
+					moved.put(c, to)
 					to.coming = append(to.coming, pod)
-					moved = append(moved, &move{c, to, gone})
 					continue
 				}
 				why = e.nowhere(c, n, targets)
@@ -256,11 +247,43 @@ func (e *evaluation) rehome(n *simNode, targets []*simNode) *leftover {
 	return nil
 }
 
+// byShare sorts the pods by what they take of the largest node, those of equal
+// size by name.
+func (e *evaluation) byShare(pods []*Pod) []*Pod {
+	all := e.reference()
+	slices.SortStableFunc(pods, func(a, b *Pod) int {
+		if d := e.world.podShare(b, all) - e.world.podShare(a, all); d != 0 {
+			return int(d)
+		}
+		return cmpStrings(a.Namespace, b.Namespace, a.Name, b.Name)
+	})
+	return pods
+}
+
+// moves are placements that can be undone.
+type moves struct {
+	w    *world
+	done []move
+}
+
 // move is a pod that found another place, and the expendable ones that made it.
 type move struct {
 	class *PodClass
 	to    *simNode
 	gone  []lowly
+}
+
+func (m *moves) put(c *PodClass, to *simNode) {
+	m.done = append(m.done, move{c, to, m.w.take(c, to)})
+}
+
+// undo takes back what came after the first n placements.
+func (m *moves) undo(n int) {
+	for _, x := range slices.Backward(m.done[n:]) {
+		m.w.vacate(x.class, x.to)
+		m.w.putBack(x.to, x.gone)
+	}
+	m.done = m.done[:n]
 }
 
 // unmovable says why the simulation can't tell where the pod would go, or nil.

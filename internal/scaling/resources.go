@@ -53,6 +53,8 @@ func (r Resources) lacks(free Resources) string {
 		return "memory"
 	case r.Pods > 0 && r.Pods > free.Pods:
 		return "pods"
+	case len(r.Extended) == 0: // as of most pods
+		return ""
 	}
 	if len(r.Extended) == 0 { // it is asked for every pod and node
 		return ""
@@ -63,6 +65,50 @@ func (r Resources) lacks(free Resources) string {
 		}
 	}
 	return ""
+}
+
+// asks names the resources of which r asks for some.
+func (r Resources) asks() []string {
+	var out []string
+	for _, name := range []string{"cpu", "memory", "pods"} {
+		if r.amount(name) > 0 {
+			out = append(out, name)
+		}
+	}
+	for _, k := range slices.Sorted(maps.Keys(r.Extended)) {
+		if r.Extended[k] > 0 {
+			out = append(out, k)
+		}
+	}
+	return out
+}
+
+// places is how often free has what r asks for.
+func (r Resources) places(free Resources) int64 {
+	n := int64(-1)
+	for _, name := range r.asks() {
+		if p := max(free.amount(name), 0) / r.amount(name); n < 0 || p < n {
+			n = p
+		}
+	}
+	return max(n, 0)
+}
+
+// costs is what a pod of o takes at most of the places for r, in thousandths.
+func (r Resources) costs(o Resources) int64 {
+	var most int64
+	for _, name := range r.asks() {
+		most = max(most, thousandths(o.amount(name), r.amount(name)))
+	}
+	return most
+}
+
+// thousandths is a/b in thousandths, rounded up; nothing where b does not count.
+func thousandths(a, b int64) int64 {
+	if a <= 0 || b <= 0 {
+		return 0
+	}
+	return (a*1000 + b - 1) / b
 }
 
 func (r Resources) amount(name string) int64 {

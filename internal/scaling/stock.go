@@ -1,6 +1,9 @@
 package scaling
 
-import "fmt"
+import (
+	"fmt"
+	"math"
+)
 
 // stock is what a reserve is made of while removals are looked at. It is counted
 // before any of their pods moves, and what those take is taken off at the worst:
@@ -10,30 +13,27 @@ type stock struct {
 	reserve
 	nodes map[string]spare // what each of them has
 	left  spare
-	tight bool // on some node the number of pods is what limits them
+	slots int64 // how many small pods may come to any node before their number is what limits it
 	// What moved pods take, in thousandths of a place: all together, and each
 	// rounded up to whole places.
 	moved, whole int64
+	came         int64 // how many they are
 }
 
-// survey counts the stocks of all pools, and notes where the pods are.
+// survey counts the stocks of all pools.
 func (e *evaluation) survey() {
-	e.settled = map[string]int{}
-	for name, n := range e.world.nodes {
-		if len(n.coming) > 0 {
-			e.settled[name] = len(n.coming)
-		}
-	}
 	for _, p := range e.pools {
 		p.stocks = nil
 		for _, h := range p.reserves {
-			s := &stock{reserve: h, nodes: map[string]spare{}}
+			s := &stock{reserve: h, nodes: map[string]spare{}, slots: math.MaxInt64}
 			for _, n := range e.world.order {
 				name := n.name
 				if p.hosts(n, false) {
 					h.count(&s.left, n)
 					s.nodes[name] = h.of(n)
-					s.tight = s.tight || int64(s.nodes[name].pods) == n.free.Pods
+					if has := int64(s.nodes[name].pods); has > 0 {
+						s.slots = min(s.slots, n.free.Pods-has)
+					}
 				}
 			}
 			p.stocks = append(p.stocks, s)
@@ -50,28 +50,17 @@ func (s stock) without(n *simNode, pods []Resources) *stock {
 	for _, r := range pods {
 		s.left.free.CPUMilli -= r.CPUMilli
 		s.left.free.MemoryBytes -= r.MemoryBytes
-		share := max(thousandths(r.CPUMilli, s.Pod.CPUMilli), thousandths(r.MemoryBytes, s.Pod.MemoryBytes))
-		if s.tight {
-			share = max(share, 1000)
-		}
-		s.moved += share
-		s.whole += (share + 999) / 1000
+		s.moved += s.Pod.costs(r)
+		s.whole += (s.size().costs(r) + 999) / 1000
+		s.came++
 	}
 	return &s
-}
-
-// thousandths is a/b in thousandths, rounded up; nothing where b does not count.
-func thousandths(a, b int64) int64 {
-	if a <= 0 || b <= 0 {
-		return 0
-	}
-	return (a*1000 + b - 1) / b
 }
 
 // worst is the spare when the moved pods lie as badly as they can. Pods cost at
 // most a place for each part of one that they take. Many small ones on one node
 // cost no more than all together, rounded up, and that happens on no more nodes
-// than have a place.
+// than have a place; unless they are so many that there is no slot left for others.
 func (s *stock) worst(gone string) spare {
 	out := s.left
 	nodes := int64(0)
@@ -80,7 +69,11 @@ func (s *stock) worst(gone string) spare {
 			nodes++
 		}
 	}
-	out.pods -= int(min(s.whole, (s.moved+999)/1000+nodes))
+	lost := s.whole
+	if s.came <= s.slots {
+		lost = min(lost, (s.moved+999)/1000+nodes)
+	}
+	out.pods -= int(lost)
 	return out
 }
 
@@ -116,11 +109,10 @@ func (e *evaluation) depart(n *simNode) {
 }
 
 // mayMoveTo are the requests of the pods that have to leave the node and could go
-// to nodes of the pool. Those that came from another node since are counted there.
+// to nodes of the pool.
 func (e *evaluation) mayMoveTo(p *poolRun, n *simNode) []Resources {
 	var out []Resources
-	pods := e.world.toMove(n)
-	for _, pod := range pods[:len(pods)-len(n.coming)+min(e.settled[n.name], len(n.coming))] {
+	for _, pod := range e.world.toMove(n) {
 		if c := e.world.classes[pod.Class]; c != nil && !e.world.expendable(c) && e.onTemplate(p, c) == nil {
 			out = append(out, c.Requests)
 		}

@@ -36,6 +36,7 @@ type simNode struct {
 	asked  Resources // CPU and memory that they ask for, for the utilisation
 	shared bool      // amounts of extended resources are in the index, too
 	coming []*Pod    // pending ones that the simulation put here
+	due    []*Pod    // those, while removals are looked at: see unsettle
 
 	nominated  []*Pod       // room is being made for them here by preemption
 	daemons    []*DaemonSet // whose pod it is still to get
@@ -198,5 +199,5 @@ func (w *world) toMove(n *simNode) []*Pod {
 		}
 		out = append(out, p)
 	}
-	return append(out, n.coming...)
+	return append(append(out, n.coming...), n.due...)
 }
