@@ -72,7 +72,7 @@ func (d *day) act() bool {
 			d.objects.Records = append(slices.Clone(d.objects.Records), events.NodeRecord{Name: p.Node, Pool: p.Pool, ClaimID: p.ClaimID, Phase: "claimed", Since: d.now, ClaimedAt: d.now})
 			d.after(30+d.roll(25), p.Node, func() {
 				d.objects.Records = slices.DeleteFunc(slices.Clone(d.objects.Records), func(r events.NodeRecord) bool { return r.Name == p.Node })
-				d.story.ready(p.Node)
+				d.ready(p.Node)
 				d.change(p.Node, func(n *events.SnapshotNode, r *events.NodeRecord) {
 					n.Labels[events.LabelClaim], r.ClaimID, r.ClaimedAt = p.ClaimID, p.ClaimID, p.ClaimedAt
 				})
@@ -177,7 +177,8 @@ func record(t testing.TB) memory {
 	for minute := 1; minute <= 24*60; minute++ {
 		tick := noon.Add(time.Duration(minute) * time.Minute)
 		for {
-			next, do := tick, func() {}
+			next := tick
+			var do func()
 			wake := d.run.WakeAt()
 			if len(d.due) > 0 && !d.due[0].at.After(next) {
 				next = d.due[0].at

@@ -245,10 +245,10 @@ func poolRows(c backtest.Cluster) [][]string {
 }
 
 func change(from, to float64) string {
-	switch {
-	case from == to:
+	switch from {
+	case to:
 		return ""
-	case from == 0:
+	case 0:
 		return "new"
 	}
 	return fmt.Sprintf("%+.0f %%", (to-from)/from*100)
