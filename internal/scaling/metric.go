@@ -102,6 +102,15 @@ type MetricState struct {
 	Verdict string    `json:"verdict"`
 	Since   time.Time `json:"since"`
 	Points  []Point   `json:"points,omitempty"` // for a threshold, oldest first
+	// Counted is, for a target, how many nodes the value is multiplied with.
+	Counted *Counted `json:"counted,omitempty"`
+}
+
+// Counted is how many nodes a pool had when a value was measured: claims in flight
+// and leaving nodes aside, and those of them that were Ready.
+type Counted struct {
+	Nodes int `json:"nodes"`
+	Ready int `json:"ready"`
 }
 
 // Point is a value at an instant; nil: it was unknown.

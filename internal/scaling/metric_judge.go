@@ -87,10 +87,15 @@ func (e *evaluation) judge(p *poolRun, r MetricRule) judged {
 	}
 	if j.value == nil {
 		j.verdict = Unknown
-		j.change = "a value not older than " + r.StaleAfter.String()
+		j.change = "a value not older than " + lasts(r.StaleAfter)
 		st.Unknown = j.unknown
 	} else {
-		j.weigh(p, st.Points)
+		if r.TargetValue == nil {
+			st.Counted = nil
+		} else if st.Counted == nil || st.Value == nil || *st.Value != *j.value || !st.At.Equal(j.at) {
+			st.Counted = &Counted{Nodes: p.size - p.inFlight, Ready: p.ready}
+		}
+		j.weigh(p, st)
 		st.Unknown, st.Value, st.At, st.Nodes = "", j.value, j.at, j.nodes
 	}
 	if st.Verdict != j.verdict || st.Since.IsZero() {
@@ -119,12 +124,12 @@ func keepPoint(points []Point, p Point, r MetricRule) []Point {
 }
 
 // weigh finds out how many nodes the value asks for, and what that means.
-func (j *judged) weigh(p *poolRun, points []Point) {
+func (j *judged) weigh(p *poolRun, st MetricState) {
 	switch {
 	case j.TargetValue != nil:
-		j.byTarget(p)
+		j.byTarget(*st.Counted)
 	case j.Threshold != nil:
-		j.byThreshold(p, points)
+		j.byThreshold(p, st.Points)
 	case j.Fixed != nil:
 		j.nodes, j.why = new(*j.Fixed), "fixed"
 		j.change = "another number in the rule"
@@ -152,15 +157,16 @@ func (j *judged) weigh(p *poolRun, points []Point) {
 // Which nodes count is on the side of caution, as the horizontal pod autoscaler
 // does it: those that are not Ready take none of the load, so they are no reason
 // for more nodes, and their absence none for fewer. Of a pool without nodes the
-// metric is taken as that of one.
-func (j *judged) byTarget(p *poolRun) {
+// metric is taken as that of one. A value is multiplied with the nodes that it was
+// measured with: what it has brought since must not be multiplied again.
+func (j *judged) byTarget(c Counted) {
 	t := j.TargetValue
 	if t.Target <= 0 { // the configuration refuses it
 		j.why = "its target is not positive"
 		return
 	}
 	factor := *j.value / t.Target
-	settled := p.size - p.inFlight
+	settled := c.Nodes
 	n := settled
 	switch {
 	case settled == 0:
@@ -171,7 +177,7 @@ func (j *judged) byTarget(p *poolRun) {
 	case math.Abs(factor-1) <= t.DeadBand+1e-9: // noise of the last bits aside
 		j.nodes, j.why = new(settled), fmt.Sprintf("within %s %% of the target", number(t.DeadBand*100))
 	case factor > 1:
-		n = min(max(p.ready, 1), settled)
+		n = min(max(c.Ready, 1), settled)
 		j.nodes = new(max(whole(float64(n)*factor), settled))
 	default:
 		j.nodes = new(whole(float64(n) * factor))

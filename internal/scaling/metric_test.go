@@ -221,6 +221,7 @@ func TestMetricsAddOncePerCooldownAndCountWhatIsOnItsWay(t *testing.T) {
 	require.Equal(t, s.now.Add(time.Minute), s.state.Pools["a"].MetricUpAt.Add(s.pool("a").ScaleUpCooldown))
 	require.Empty(t, s.saying("m", 20, 40*time.Second), "claims in flight are what it asked for")
 	s.arrive()
+	s.now = s.now.Add(time.Second)
 	s.say("m", 20)
 	d := only(t, s.evaluate())
 	require.Equal(t, CodeCooldown, d.Reason.Code)
@@ -229,6 +230,21 @@ func TestMetricsAddOncePerCooldownAndCountWhatIsOnItsWay(t *testing.T) {
 	require.Equal(t, s.state.Pools["a"].MetricUpAt.Add(time.Minute), res.NextAt, "it is decided again when the cooldown ends")
 	require.Len(t, s.saying("m", 20, time.Minute), 1)
 	require.Len(t, sortedClaims(s.state), 2)
+}
+
+func TestAValueIsMultipliedWithTheNodesThatItWasMeasuredWith(t *testing.T) {
+	t.Parallel()
+	s := quickSetup(t, 0)
+	s.metric("m", "a", func(r *MetricRule) {
+		r.PassThrough, r.TargetValue, r.StaleAfter = false, &TargetValue{10, 0.01}, time.Hour
+	})
+	s.say("m", 18)
+	require.Len(t, s.evaluate().Claims, 2)
+	s.arrive()
+	require.Empty(t, s.pass(10*time.Minute), "it has brought two nodes, and nothing was measured since")
+	require.Equal(t, 2, *s.state.Metrics["m"].Nodes)
+	s.say("m", 18)
+	require.Len(t, s.evaluate().Claims, 2, "now two are not enough")
 }
 
 func TestAMetricAsksForWhatAlertsAndTheMinimumBroughtAsWell(t *testing.T) {
