@@ -47,7 +47,7 @@ func newLives() *lives {
 
 // lifeTypes are the types that lives reads.
 var lifeTypes = []string{events.TypeNodeClaimed, events.TypeNodeReady, events.TypeNodeDrainRequested, events.TypeNodeDrainCancelled,
-	events.TypeNodeDrained, events.TypeNodeRemoved}
+	events.TypeNodeDrainProgressed, events.TypeNodeDrained, events.TypeNodeRemoved}
 
 func (l *lives) take(d bus.Delivery) {
 	if events.IsDryRun(d.Event) {
@@ -71,13 +71,17 @@ func (l *lives) take(d bus.Delivery) {
 		}
 	case events.TypeNodeDrainCancelled:
 		delete(l.requested, node)
+	case events.TypeNodeDrainProgressed:
+		if p, err := events.Decode[events.NodeDrainProgressed](d.Event); err == nil && len(p.WaitingFor) > 0 {
+			delete(l.requested, node) // its time is that of the Jobs
+		}
 	case events.TypeNodeDrained:
 		if p, err := events.Decode[events.NodeDrained](d.Event); err == nil && p.Goal == events.GoalRemove {
 			if since, ok := l.requested[node]; ok {
 				s := l.pool(p.Pool)
 				s.drained = append(s.drained, at.Sub(since))
-				l.drained[node] = at
 			}
+			l.drained[node] = at
 		}
 	case events.TypeNodeRemoved:
 		if p, err := events.Decode[events.NodeRemoved](d.Event); err == nil {

@@ -11,9 +11,9 @@ import (
 
 // node is a node of ours in the simulation. Its record says what it is:
 //
-//	claimed ─► ready ─► (drain: draining) ─► removing ─► gone
-//	                      │ cancelled             each arrow but the cancellation
-//	                      └─► ready               at its due time
+//	claimed ─► ready ─► (drain: finishing ─► draining) ─► removing ─► gone
+//	                      │ cancelled      at the end of the last Job, or of the wait for it;
+//	                      └─► ready        each other arrow at its due time
 type node struct {
 	record events.NodeRecord
 	object *events.SnapshotNode // nil: there is no Node object yet
@@ -94,7 +94,10 @@ func (w *world) step(now time.Time) {
 			w.ready(n, now)
 		case n.record.Phase == phaseRemoving:
 			w.vanish(n, now)
-		case n.record.Drain != nil && n.record.Drain.Phase == drainDraining:
+		case n.record.Drain == nil:
+		case n.record.Drain.Phase == drainFinishing:
+			w.evicting(n, now)
+		case n.record.Drain.Phase == drainDraining:
 			w.emptied(n, now)
 		}
 	}
@@ -202,15 +205,50 @@ func (w *world) drain(p events.NodeDrainRequested, request string, at time.Time)
 	if n == nil || n.object == nil || n.record.Phase == phaseRemoving {
 		return
 	}
-	d := events.DrainRecord{Goal: p.Goal, Phase: drainDraining, Since: at, Deadline: at.Add(p.Deadline.Std()), RequestID: request, Reason: p.Reason.Message}
-	n.due = at.Add(w.delay(n.record.Pool).Drained)
-	if p.Goal == events.GoalCordon {
-		d.Phase, d.Deadline, n.due = drainCordoned, time.Time{}, time.Time{}
+	if p.Goal == events.GoalRemove {
+		w.l.requested(p.Node, at)
+	}
+	d := events.DrainRecord{Goal: p.Goal, Phase: drainFinishing, Since: at, Deadline: at.Add(p.Deadline.Std()), RequestID: request, Reason: p.Reason.Message}
+	if was := n.record.Drain; active(was) && was.Goal == p.Goal { // asked for again, it does not begin anew
+		d.Phase, d.Since, d.Deadline = was.Phase, was.Since, was.Deadline
+		n.record.Drain = &d
+		w.dirtyNodes[p.Node] = true
+		return
 	}
 	n.record.Drain = &d
 	w.cordon(n, true)
-	if p.Goal == events.GoalRemove {
-		w.l.requested(p.Node, at)
+	switch {
+	case p.Goal == events.GoalCordon:
+		d.Phase, d.Deadline, n.due = drainCordoned, time.Time{}, time.Time{}
+	case p.JobsDeadline > 0 && w.runsJobs(n):
+		n.due = at.Add(p.JobsDeadline.Std())
+	default:
+		w.evicting(n, at)
+	}
+}
+
+// evicting has the pods of a node leave it, in a while.
+func (w *world) evicting(n *node, at time.Time) {
+	d := *n.record.Drain
+	d.Phase, d.Since = drainDraining, at
+	n.record.Drain, n.due = &d, at.Add(w.delay(n.record.Pool).Drained)
+	w.dirtyNodes[n.record.Name] = true
+}
+
+// runsJobs reports whether a pod of a Job is on the node, for which a drain may wait.
+func (w *world) runsJobs(n *node) bool {
+	for key := range n.pods {
+		if p := w.pods[key].p; p.Owner != nil && p.Owner.Kind == "Job" && !(p.Deleting && !w.pods[key].evicted) {
+			return true
+		}
+	}
+	return false
+}
+
+// finished ends the wait for the Jobs of a node when the last one has ended.
+func (w *world) finished(n *node) {
+	if d := n.record.Drain; d != nil && d.Phase == drainFinishing && !w.runsJobs(n) {
+		n.due = d.Since // at once
 	}
 }
 

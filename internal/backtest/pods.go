@@ -66,6 +66,7 @@ func (w *world) unplace(key string) {
 	p := w.pods[key]
 	if n := w.nodes[p.at]; n != nil {
 		delete(n.pods, key)
+		w.finished(n)
 	} else {
 		delete(w.elsewhere[p.at], key)
 	}

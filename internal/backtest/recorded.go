@@ -97,6 +97,7 @@ const (
 
 	drainRequested = "requested"
 	drainCordoned  = "cordoned"
+	drainFinishing = "finishing"
 	drainDraining  = "draining"
 	drainDrained   = "drained"
 	drainDone      = "done"

@@ -84,6 +84,9 @@ func newWorld(rec *recorded, l *ledger, state decision.Record, delays map[string
 			w.wait(p.Key())
 		}
 	}
+	for _, n := range w.nodes {
+		w.finished(n)
+	}
 	return w
 }
 
@@ -139,6 +142,8 @@ func (w *world) adopt(r events.NodeRecord, now time.Time) {
 	switch {
 	case r.Phase == phaseRemoving:
 		n.due = later(r.Since.Add(d.Removed), now)
+	case r.Drain.Phase == drainFinishing:
+		n.due = later(r.Drain.Deadline, now)
 	case r.Drain.Phase != drainDrained && r.Drain.Goal != events.GoalCordon:
 		drain := *r.Drain
 		drain.Phase = drainDraining
@@ -147,7 +152,7 @@ func (w *world) adopt(r events.NodeRecord, now time.Time) {
 }
 
 func active(d *events.DrainRecord) bool {
-	return d != nil && (d.Phase == drainRequested || d.Phase == drainCordoned || d.Phase == drainDraining || d.Phase == drainDrained)
+	return d != nil && (d.Phase == drainRequested || d.Phase == drainCordoned || d.Phase == drainFinishing || d.Phase == drainDraining || d.Phase == drainDrained)
 }
 
 func later(a, b time.Time) time.Time {
