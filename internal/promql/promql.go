@@ -7,20 +7,18 @@ package promql
 
 import (
 	"context"
-	"crypto/tls"
-	"crypto/x509"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"math"
 	"net/http"
 	"net/url"
-	"os"
-	"slices"
-	"strconv"
 	"strings"
 	"time"
+
+	"github.com/prometheus/client_golang/api"
+	prometheus "github.com/prometheus/client_golang/api/prometheus/v1"
+	httpconfig "github.com/prometheus/common/config"
+	"github.com/prometheus/common/model"
 )
 
 const (
@@ -55,9 +53,8 @@ type Options struct {
 
 // Client asks one server. It is safe for concurrent use.
 type Client struct {
-	o    Options
-	url  string
-	http *http.Client
+	o   Options
+	api prometheus.API
 }
 
 // New makes no call. The error names what can't be used.
@@ -69,23 +66,35 @@ func New(o Options) (*Client, error) {
 	if o.Timeout <= 0 {
 		o.Timeout = defaultTimeout
 	}
-	t := http.DefaultTransport.(*http.Transport).Clone()
-	if o.CAFile != "" {
-		pem, err := os.ReadFile(o.CAFile)
-		if err != nil {
-			return nil, fmt.Errorf("prometheus: read its certificate authority: %w", err)
-		}
-		pool := x509.NewCertPool()
-		if !pool.AppendCertsFromPEM(pem) {
-			return nil, fmt.Errorf("prometheus: %s holds no certificate", o.CAFile)
-		}
-		t.TLSClientConfig = &tls.Config{RootCAs: pool, MinVersion: tls.VersionTLS12}
+	// A credential is for one server: redirects are not followed.
+	h := httpconfig.HTTPClientConfig{TLSConfig: httpconfig.TLSConfig{CAFile: o.CAFile}, EnableHTTP2: true}
+	switch {
+	case o.TokenFile != "":
+		h.Authorization = &httpconfig.Authorization{Type: "Bearer", CredentialsFile: o.TokenFile}
+	case o.Username != "":
+		h.BasicAuth = &httpconfig.BasicAuth{Username: o.Username, PasswordFile: o.PasswordFile}
 	}
-	return &Client{o: o, url: strings.TrimSuffix(o.URL, "/") + "/api/v1/query", http: &http.Client{
-		Transport: t,
-		// A token is for one server: it is not carried to where a redirect points.
-		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
-	}}, nil
+	client, err := httpconfig.NewClientFromConfig(h, "prometheus")
+	if err != nil {
+		return nil, fmt.Errorf("prometheus: %w", err)
+	}
+	client.Transport = bounded{client.Transport}
+	c, err := api.NewClient(api.Config{Address: o.URL, Client: client})
+	if err != nil {
+		return nil, fmt.Errorf("prometheus: %w", err)
+	}
+	return &Client{o: o, api: prometheus.NewAPI(c)}, nil
+}
+
+// bounded fails to read an answer that is too large.
+type bounded struct{ http.RoundTripper }
+
+func (b bounded) RoundTrip(r *http.Request) (*http.Response, error) {
+	res, err := b.RoundTripper.RoundTrip(r)
+	if err == nil {
+		res.Body = http.MaxBytesReader(nil, res.Body, maxAnswer)
+	}
+	return res, err
 }
 
 // Query returns the value of a query now: a scalar, or the only series of a
@@ -93,147 +102,59 @@ func New(o Options) (*Client, error) {
 func (c *Client) Query(ctx context.Context, query string) (float64, error) {
 	ctx, cancel := context.WithTimeout(ctx, c.o.Timeout)
 	defer cancel()
-	form := url.Values{"query": {query}, "timeout": {c.o.Timeout.String()}}
-	req, err := http.NewRequestWithContext(ctx, http.MethodPost, c.url, strings.NewReader(form.Encode()))
+	v, _, _, err := c.api.Query(ctx, query, time.Time{}, prometheus.WithTimeout(c.o.Timeout))
 	if err != nil {
-		return 0, fmt.Errorf("ask Prometheus: %w", err)
+		return 0, c.failure(err)
 	}
-	req.Header.Set("Content-Type", "application/x-www-form-urlencoded")
-	if err := c.authorize(req); err != nil {
-		return 0, err
-	}
-	res, err := c.http.Do(req)
-	if err != nil {
-		if errors.Is(err, context.DeadlineExceeded) {
-			return 0, fmt.Errorf("ask Prometheus at %s: no answer within %s", c.o.URL, c.o.Timeout)
-		}
-		var ue *url.Error
-		if errors.As(err, &ue) {
-			err = ue.Err
-		}
-		return 0, fmt.Errorf("ask Prometheus at %s: %w", c.o.URL, err)
-	}
-	defer res.Body.Close()
-	body, err := io.ReadAll(io.LimitReader(res.Body, maxAnswer+1))
-	switch {
-	case err != nil:
-		return 0, fmt.Errorf("ask Prometheus at %s: read its answer: %w", c.o.URL, err)
-	case len(body) > maxAnswer:
-		return 0, fmt.Errorf("%w: it is larger than %d bytes; aggregate, e.g. with sum()", ErrSeries, maxAnswer)
-	}
-	return c.parse(res, body)
-}
-
-func (c *Client) authorize(req *http.Request) error {
-	secret := func(path string) (string, error) {
-		b, err := os.ReadFile(path)
-		if err != nil {
-			return "", fmt.Errorf("log in to Prometheus: %w", err)
-		}
-		return strings.TrimSpace(string(b)), nil
-	}
-	switch {
-	case c.o.TokenFile != "":
-		token, err := secret(c.o.TokenFile)
-		if err != nil {
-			return err
-		}
-		req.Header.Set("Authorization", "Bearer "+token)
-	case c.o.Username != "":
-		password, err := secret(c.o.PasswordFile)
-		if err != nil {
-			return err
-		}
-		req.SetBasicAuth(c.o.Username, password)
-	}
-	return nil
-}
-
-// answer is that of /api/v1/query.
-type answer struct {
-	Status string `json:"status"`
-	Error  string `json:"error"`
-	Data   struct {
-		ResultType string          `json:"resultType"`
-		Result     json.RawMessage `json:"result"`
-	} `json:"data"`
-}
-
-type series struct {
-	Metric map[string]string `json:"metric"`
-	Value  sample            `json:"value"`
-}
-
-// sample is [seconds, "value"].
-type sample struct{ text string }
-
-// UnmarshalJSON implements json.Unmarshaler.
-func (s *sample) UnmarshalJSON(b []byte) error {
-	var at float64
-	pair := []any{&at, &s.text}
-	if err := json.Unmarshal(b, &pair); err != nil {
-		return err
-	}
-	if len(pair) != 2 {
-		return fmt.Errorf("a sample has %d parts, expected 2", len(pair))
-	}
-	return nil
-}
-
-func (c *Client) parse(res *http.Response, body []byte) (float64, error) {
-	var a answer
-	err := json.Unmarshal(body, &a)
-	switch {
-	case res.StatusCode == http.StatusUnauthorized || res.StatusCode == http.StatusForbidden:
-		return 0, fmt.Errorf("ask Prometheus at %s: it refuses the credential: %s", c.o.URL, res.Status)
-	case err == nil && a.Status == "error":
-		return 0, fmt.Errorf("ask Prometheus at %s: it refuses the query: %s", c.o.URL, a.Error)
-	case res.StatusCode != http.StatusOK, err != nil, a.Status != "success":
-		return 0, fmt.Errorf("ask Prometheus at %s: what answers is no Prometheus: %s", c.o.URL, res.Status)
-	}
-	switch a.Data.ResultType {
-	case "scalar":
-		var s sample
-		if err := json.Unmarshal(a.Data.Result, &s); err != nil {
-			return 0, fmt.Errorf("%w: %w", ErrSeries, err)
-		}
-		return number(s)
-	case "vector":
-		var all []series
-		if err := json.Unmarshal(a.Data.Result, &all); err != nil {
-			return 0, fmt.Errorf("%w: %w", ErrSeries, err)
-		}
-		switch len(all) {
+	switch v := v.(type) {
+	case nil: // an answer of something else that is JSON
+		return 0, c.failure(&prometheus.Error{Type: prometheus.ErrBadResponse, Msg: "it holds no result"})
+	case *model.Scalar:
+		return number(v.Value)
+	case model.Vector:
+		switch len(v) {
 		case 0:
 			return 0, ErrEmpty
 		case 1:
-			return number(all[0].Value)
+			return number(v[0].Value)
 		}
-		return 0, fmt.Errorf("%w: %d series, such as %s; aggregate, e.g. with sum()", ErrSeries, len(all), labels(all[:min(named, len(all))]))
+		return 0, fmt.Errorf("%w: %d series, such as %s; aggregate, e.g. with sum()", ErrSeries, len(v), labels(v[:min(named, len(v))]))
 	}
-	return 0, fmt.Errorf("%w: it is a %s, expected a scalar or an instant vector", ErrSeries, a.Data.ResultType)
+	return 0, fmt.Errorf("%w: it is a %s, expected a scalar or an instant vector", ErrSeries, v.Type())
 }
 
-func number(s sample) (float64, error) {
-	v, err := strconv.ParseFloat(s.text, 64)
-	if err != nil || math.IsNaN(v) || math.IsInf(v, 0) {
-		return 0, fmt.Errorf("%w: it is %q", ErrNumber, s.text)
+// failure says why a query has no answer.
+func (c *Client) failure(err error) error {
+	var refused *prometheus.Error
+	var large *http.MaxBytesError
+	var call *url.Error
+	switch {
+	case errors.As(err, &large):
+		return fmt.Errorf("%w: it is larger than %d bytes; aggregate, e.g. with sum()", ErrSeries, large.Limit)
+	case errors.Is(err, context.DeadlineExceeded):
+		return fmt.Errorf("ask Prometheus at %s: no answer within %s", c.o.URL, c.o.Timeout)
+	case errors.As(err, &refused) && (refused.Type == prometheus.ErrBadData || refused.Type == prometheus.ErrExec || refused.Type == prometheus.ErrTimeout):
+		return fmt.Errorf("ask Prometheus at %s: it refuses the query: %s", c.o.URL, refused.Msg)
+	case errors.As(err, &refused):
+		return fmt.Errorf("ask Prometheus at %s: its answer can't be used; is it a Prometheus, and is the credential right? %s", c.o.URL, refused.Msg)
+	case errors.As(err, &call):
+		err = call.Err // without the address, which is named already
 	}
-	return v, nil
+	return fmt.Errorf("ask Prometheus at %s: %w", c.o.URL, err)
+}
+
+func number(v model.SampleValue) (float64, error) {
+	if f := float64(v); !math.IsNaN(f) && !math.IsInf(f, 0) {
+		return f, nil
+	}
+	return 0, fmt.Errorf("%w: it is %q", ErrNumber, v)
 }
 
 // labels names series as Prometheus writes them.
-func labels(all []series) string {
-	var out []string
-	for _, s := range all {
-		var pairs []string
-		for k, v := range s.Metric {
-			if k != "__name__" {
-				pairs = append(pairs, fmt.Sprintf("%s=%q", k, v))
-			}
-		}
-		slices.Sort(pairs)
-		out = append(out, s.Metric["__name__"]+"{"+strings.Join(pairs, ",")+"}")
+func labels(all model.Vector) string {
+	out := make([]string, len(all))
+	for i, s := range all {
+		out[i] = s.Metric.String()
 	}
 	return strings.Join(out, " and ")
 }
