@@ -103,11 +103,15 @@ func (e *evaluation) podBlockers(p *Pod, auto bool, block func(code, message, fi
 		return
 	}
 	safe := p.Annotations[AnnotationSafeToEvict]
+	end := "remove the annotation or wait for the pod to end"
+	if p.OwnerKind == kindJob {
+		end += "; with scale_down.jobs: finish the node takes no new pods meanwhile"
+	}
 	if safe == "false" {
-		block("NotSafeToEvict", fmt.Sprintf("pod %s is annotated %s=false", p.Ref(), AnnotationSafeToEvict), "remove the annotation or wait for the pod to end")
+		block("NotSafeToEvict", fmt.Sprintf("pod %s is annotated %s=false", p.Ref(), AnnotationSafeToEvict), end)
 	}
 	if p.Annotations[AnnotationDoNotDisrupt] == "true" {
-		block("DoNotDisrupt", fmt.Sprintf("pod %s is annotated %s=true", p.Ref(), AnnotationDoNotDisrupt), "remove the annotation or wait for the pod to end")
+		block("DoNotDisrupt", fmt.Sprintf("pod %s is annotated %s=true", p.Ref(), AnnotationDoNotDisrupt), end)
 	}
 	if safe != "true" {
 		if p.OwnerKind == "" {
