@@ -56,9 +56,6 @@ func (r Resources) lacks(free Resources) string {
 	case len(r.Extended) == 0: // as of most pods
 		return ""
 	}
-	if len(r.Extended) == 0 { // it is asked for every pod and node
-		return ""
-	}
 	for _, k := range slices.Sorted(maps.Keys(r.Extended)) {
 		if r.Extended[k] > 0 && r.Extended[k] > free.Extended[k] {
 			return k
@@ -69,7 +66,7 @@ func (r Resources) lacks(free Resources) string {
 
 // asks names the resources of which r asks for some.
 func (r Resources) asks() []string {
-	var out []string
+	out := make([]string, 0, 3+len(r.Extended))
 	for _, name := range []string{"cpu", "memory", "pods"} {
 		if r.amount(name) > 0 {
 			out = append(out, name)
@@ -86,19 +83,28 @@ func (r Resources) asks() []string {
 // places is how often free has what r asks for.
 func (r Resources) places(free Resources) int64 {
 	n := int64(-1)
-	for _, name := range r.asks() {
-		if p := max(free.amount(name), 0) / r.amount(name); n < 0 || p < n {
+	among := func(asked, free int64) {
+		if asked <= 0 {
+			return
+		}
+		if p := max(free, 0) / asked; n < 0 || p < n {
 			n = p
 		}
+	}
+	among(r.CPUMilli, free.CPUMilli)
+	among(r.MemoryBytes, free.MemoryBytes)
+	among(r.Pods, free.Pods)
+	for name, asked := range r.Extended {
+		among(asked, free.Extended[name])
 	}
 	return max(n, 0)
 }
 
 // costs is what a pod of o takes at most of the places for r, in thousandths.
 func (r Resources) costs(o Resources) int64 {
-	var most int64
-	for _, name := range r.asks() {
-		most = max(most, thousandths(o.amount(name), r.amount(name)))
+	most := max(thousandths(o.CPUMilli, r.CPUMilli), thousandths(o.MemoryBytes, r.MemoryBytes), thousandths(o.Pods, r.Pods))
+	for name, asked := range r.Extended {
+		most = max(most, thousandths(o.Extended[name], asked))
 	}
 	return most
 }
