@@ -27,8 +27,11 @@ func Decide(c *Case, round int) (scaling.Result, error) {
 	}
 	now := c.now()
 	policy := scaling.Policy{Pools: c.Pools, StartupGrace: time.Hour, StaleAfter: time.Minute, MaxUnreadyFraction: 0.45, MaxUnreadyCount: 3}
-	seed := scaling.Seed{Event: fmt.Sprintf("event-%d-%d", c.Seed, round), ID: events.ID, NodeName: events.NodeName}
-	return scaling.Evaluate(now, policy, scaling.State{StartedAt: now}, o, seed), nil
+	return scaling.Evaluate(now, policy, scaling.State{StartedAt: now}, o, seedOf(c, round)), nil
+}
+
+func seedOf(c *Case, round int) scaling.Seed {
+	return scaling.Seed{Event: fmt.Sprintf("event-%d-%d", c.Seed, round), ID: events.ID, NodeName: events.NodeName}
 }
 
 func (c *Case) now() time.Time {

@@ -181,3 +181,92 @@ func TestASimulationThatIgnoresAConstraintIsCaught(t *testing.T) {
 		assert.NotEmpty(t, decides[k.Name], k.Name)
 	}
 }
+
+const orders = 2 // in which the pods of removed nodes are scheduled
+
+func TestThePodsOfRemovedNodesFindAPlace(t *testing.T) {
+	first, n := number(t, "FIT_SEED", 1), number(t, "FIT_CASES", 2000)
+	var mu sync.Mutex
+	var sum Removal
+	decided := map[string]int{}
+	removing(t, first, n, func(s *Scheduler, c *Case) error {
+		by, err := SparedBy(c)
+		if err != nil {
+			return err
+		}
+		r, err := Remove(s, c, func(c *Case) *Case { return c }, orders)
+		mu.Lock()
+		defer mu.Unlock()
+		sum.Add(r)
+		for _, k := range by {
+			decided[k]++
+		}
+		for _, what := range r.Stranded {
+			t.Logf("seed %d: %s", c.Seed, what)
+		}
+		return err
+	})
+	t.Logf("seeds %d to %d: of %d nodes %d are removed; %d pods moved, %d of them stranded (%.2f %%)",
+		first, first+n-1, sum.Owned, sum.Nodes, sum.Moved, len(sum.Stranded), share(len(sum.Stranded), sum.Moved))
+	for _, k := range RemovalConstraints() {
+		t.Logf("decides %4.1f %% of the removals: %s", share(decided[k.Name], n), k.Name)
+		if n >= 500 && !slices.Contains(harmless, k.Name) {
+			assert.GreaterOrEqual(t, share(decided[k.Name], n), 0.5, k.Name)
+		}
+	}
+	assert.LessOrEqual(t, share(len(sum.Stranded), sum.Moved), 0.1, "pods of removed nodes that have no place")
+	require.Positive(t, sum.Moved)
+}
+
+// harmless are constraints without which nothing that moves can be left over: who
+// carries the first three waits, and expendable pods would only keep more nodes.
+var harmless = []string{"nominated nodes", "scheduling gates", "other schedulers", "expendable pods"}
+
+// As for new nodes: only the cases are looked at in which the constraint decides.
+func TestARemovalThatIgnoresAConstraintIsCaught(t *testing.T) {
+	first, n := number(t, "FIT_SEED", 1), min(number(t, "FIT_CASES", 2000), 600)
+	var mu sync.Mutex
+	sums, cases := map[string]*Removal{}, map[string]int{}
+	for _, k := range RemovalConstraints() {
+		sums[k.Name] = &Removal{}
+	}
+	removing(t, first, n, func(s *Scheduler, c *Case) error {
+		by, err := SparedBy(c)
+		if err != nil {
+			return err
+		}
+		for _, k := range RemovalConstraints() {
+			if !slices.Contains(by, k.Name) {
+				continue
+			}
+			r, err := Remove(s, c, k.Stripped, orders)
+			if err != nil {
+				return err
+			}
+			mu.Lock()
+			sums[k.Name].Add(r)
+			cases[k.Name]++
+			mu.Unlock()
+		}
+		return nil
+	})
+	for _, k := range RemovalConstraints() {
+		sum := sums[k.Name]
+		t.Logf("%-20s in %d cases: of %d pods that move %.0f %% are stranded", k.Name, cases[k.Name], sum.Moved, share(len(sum.Stranded), sum.Moved))
+		if n >= 500 && !slices.Contains(harmless, k.Name) {
+			assert.GreaterOrEqual(t, share(len(sum.Stranded), sum.Moved), 2.0, "nobody noticed that %s were ignored", k.Name)
+		}
+	}
+}
+
+// removing runs the cases of n seeds, with the nodes that were added and some of the
+// pods gone.
+func removing(t *testing.T, first, n int, run func(s *Scheduler, c *Case) error) {
+	t.Helper()
+	each(t, first, n, func(s *Scheduler, c *Case) error {
+		if _, err := Compare(s, c, func(c *Case) *Case { return c }); err != nil {
+			return err
+		}
+		return run(s, Thin(c, 0.45))
+	})
+}

@@ -6,6 +6,7 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"time"
 
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
@@ -213,8 +214,12 @@ func (k *cluster) createNode(ctx context.Context, n *corev1.Node, cordoned bool)
 	n = n.DeepCopy()
 	n.UID, n.ResourceVersion, n.Spec.Unschedulable = "", "", cordoned
 	for i := range n.Status.Conditions {
-		n.Status.Conditions[i].LastHeartbeatTime, n.Status.Conditions[i].LastTransitionTime = metav1.Now(), metav1.Now()
-		n.Status.Conditions[i].Reason = "KubeletReady"
+		c := &n.Status.Conditions[i]
+		since := time.Duration(0)
+		if !c.LastTransitionTime.IsZero() {
+			since = fit.Now.Sub(c.LastTransitionTime.Time)
+		}
+		c.LastHeartbeatTime, c.LastTransitionTime, c.Reason = metav1.Now(), metav1.NewTime(time.Now().Add(-since)), "KubeletReady"
 	}
 	if _, err := k.CoreV1().Nodes().Create(ctx, n, metav1.CreateOptions{}); err != nil {
 		return fmt.Errorf("create node %s: %w", n.Name, err)

@@ -35,6 +35,7 @@ type cluster struct {
 	// that those that the scheduler pushes off do so, too.
 	leaving map[string]bool
 	held    bool
+	ready   bool // pods that are on nodes become Ready
 }
 
 // Namespaces of the cases, and of what settles them.
@@ -169,45 +170,41 @@ func (k *cluster) clear(ctx context.Context) error {
 	at := metav1.DeleteOptions{GracePeriodSeconds: &now, PropagationPolicy: &background}
 	each := metav1.ListOptions{}
 	k.leaving, k.held = nil, false
-	var errs []error
-	for _, n := range namespaces {
-		errs = append(errs,
-			k.AppsV1().DaemonSets(n).DeleteCollection(ctx, at, each),
-			k.AppsV1().ReplicaSets(n).DeleteCollection(ctx, at, each),
-			k.PolicyV1().PodDisruptionBudgets(n).DeleteCollection(ctx, at, each))
+	calls := []func() error{
+		func() error { return k.CoreV1().Nodes().DeleteCollection(ctx, at, each) },
+		func() error {
+			return k.CoordinationV1().Leases(corev1.NamespaceNodeLease).DeleteCollection(ctx, at, each)
+		},
 	}
-	errs = append(errs, k.CoreV1().Nodes().DeleteCollection(ctx, at, each),
-		k.CoordinationV1().Leases(corev1.NamespaceNodeLease).DeleteCollection(ctx, at, each))
-	if err := errors.Join(errs...); err != nil {
+	for _, n := range namespaces {
+		calls = append(calls,
+			func() error { return k.AppsV1().DaemonSets(n).DeleteCollection(ctx, at, each) },
+			func() error { return k.PolicyV1().PodDisruptionBudgets(n).DeleteCollection(ctx, at, each) })
+	}
+	if err := list(calls...); err != nil {
 		return err
 	}
 	if err := eventually(ctx, "the case is gone", func() (bool, error) {
 		// A controller may have made one more before it knew.
-		left := 0
-		for _, n := range namespaces {
-			pods, err := k.CoreV1().Pods(n).List(ctx, each)
-			if err != nil {
-				return false, err
-			}
-			left += len(pods.Items)
-			if len(pods.Items) > 0 {
-				if err := k.CoreV1().Pods(n).DeleteCollection(ctx, at, each); err != nil {
-					return false, err
-				}
-			}
+		c, err := k.see(ctx)
+		if err != nil {
+			return false, err
 		}
-		nodes, err := k.CoreV1().Nodes().List(ctx, each)
-		return err == nil && left+len(nodes.Items) == 0, err
+		if len(c.Pods) > 0 {
+			err = all(namespaces, func(n string) error { return k.CoreV1().Pods(n).DeleteCollection(ctx, at, each) })
+		}
+		return len(c.Pods)+len(c.Nodes)+len(c.DaemonSets) == 0, err
 	}); err != nil {
 		return err
 	}
-	errs = errs[:0]
-	for _, n := range namespaces {
-		errs = append(errs, k.CoreV1().PersistentVolumeClaims(n).DeleteCollection(ctx, at, each))
+	calls = []func() error{
+		func() error { return k.CoreV1().PersistentVolumes().DeleteCollection(ctx, at, each) },
+		func() error { return k.StorageV1().StorageClasses().DeleteCollection(ctx, at, each) },
 	}
-	errs = append(errs, k.CoreV1().PersistentVolumes().DeleteCollection(ctx, at, each),
-		k.StorageV1().StorageClasses().DeleteCollection(ctx, at, each))
-	return errors.Join(errs...)
+	for _, n := range namespaces {
+		calls = append(calls, func() error { return k.CoreV1().PersistentVolumeClaims(n).DeleteCollection(ctx, at, each) })
+	}
+	return list(calls...)
 }
 
 // beat renews the leases of the nodes until the end, as their kubelets would:

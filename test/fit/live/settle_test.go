@@ -135,14 +135,19 @@ func (k *cluster) barrier(ctx context.Context) error {
 	if err := k.admit(ctx, &p.Spec); err != nil {
 		return err
 	}
-	if _, err := pods.Create(ctx, p, metav1.CreateOptions{}); err != nil {
-		return fmt.Errorf("create the barrier: %w", err)
-	}
-	nodes, err := k.CoreV1().Nodes().List(ctx, metav1.ListOptions{})
+	var nodes []*corev1.Node
+	err := list(
+		func() error {
+			if _, err := pods.Create(ctx, p, metav1.CreateOptions{}); err != nil {
+				return fmt.Errorf("create the barrier: %w", err)
+			}
+			return nil
+		},
+		into(ctx, &nodes, k.CoreV1().Nodes().List, func(l *corev1.NodeList) []corev1.Node { return l.Items }))
 	if err != nil {
 		return err
 	}
-	want, seen := fmt.Sprintf("0/%d nodes are available", len(nodes.Items)), ""
+	want, seen := fmt.Sprintf("0/%d nodes are available", len(nodes)), ""
 	err = eventually(ctx, "the scheduler refuses the barrier", func() (bool, error) {
 		p, err := pods.Get(ctx, p.Name, metav1.GetOptions{})
 		if err != nil {
@@ -163,7 +168,7 @@ func (k *cluster) barrier(ctx context.Context) error {
 		return fmt.Errorf("delete the barrier: %w", err)
 	}
 	// With no node at all it says so in other words.
-	if !strings.HasPrefix(seen, want) && len(nodes.Items) > 0 {
+	if !strings.HasPrefix(seen, want) && len(nodes) > 0 {
 		return fmt.Errorf("the scheduler said %q, expected %q", seen, want)
 	}
 	return nil

@@ -12,6 +12,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	policyv1 "k8s.io/api/policy/v1"
 	storagev1 "k8s.io/api/storage/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/k3s-autoscaler/k3s-autoscaler/test/fit"
@@ -114,6 +115,14 @@ func (k *cluster) steps(ctx context.Context, c *fit.Case) (string, error) {
 		case p.DeletionTimestamp != nil && !k.held && !k.leaving[fit.Ref(p)]:
 			done = "pod " + fit.Ref(p) + " ends"
 			if err := k.end(ctx, p); err != nil {
+				return "", err
+			}
+		case p.DeletionTimestamp == nil && k.ready && !isUp(p) && metav1.GetControllerOf(p) == nil:
+			done = "pod " + fit.Ref(p) + " becomes Ready"
+			p.Status.Phase = corev1.PodRunning
+			p.Status.Conditions = append(p.Status.Conditions, corev1.PodCondition{Type: corev1.PodReady, Status: corev1.ConditionTrue, LastTransitionTime: metav1.Now()})
+			_, err := k.CoreV1().Pods(p.Namespace).UpdateStatus(ctx, p, metav1.UpdateOptions{})
+			if gone(err) != nil && !apierrors.IsConflict(err) {
 				return "", err
 			}
 		}
