@@ -131,7 +131,7 @@ func (g *grants) publishers(a Access) {
 	for _, d := range events.Catalog() {
 		publishes := slices.ContainsFunc(d.Publishers, func(p string) bool { return slices.Contains(as, p) })
 		// What a handler set aside it publishes again when it is redriven.
-		redrives := a.Handler != "" && !a.Batch && d.ReadBy(a.Handler)
+		redrives := a.Handler != "" && !a.Batch && events.MayRedrive(a.Handler) && d.ReadBy(a.Handler)
 		if !publishes && !redrives {
 			continue
 		}

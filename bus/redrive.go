@@ -19,8 +19,11 @@ import (
 //	       … events that were published meanwhile: parked, behind …
 //	       copies: pass ── closing event (its turn): no letter left → unparked; else it is the next R
 func (x errand) redrive(ctx context.Context, p events.DeadletterRedriveRequested) error {
-	if x.kv == nil {
+	switch {
+	case x.kv == nil:
 		return x.refuse(ctx, x.d.Event.ID(), p.Actor, p.Reason, x.handler+" reads every event as it stands: what it set aside is no event and can only be dropped", stored{})
+	case !events.MayRedrive(x.handler):
+		return x.refuse(ctx, x.d.Event.ID(), p.Actor, p.Reason, x.handler+" may publish no copy of what it reads: what it set aside can only be dropped", stored{})
 	}
 	if x.d.Key.IsCluster() {
 		return x.redriveSome(ctx, p)

@@ -52,3 +52,12 @@ func (r *Rerun[T]) Apply(d Delivery, fn func(t *Turn[T]) error) ([]events.Event,
 // Due is the deadline of the record, at which a live one gets a timer.fired; zero:
 // none.
 func (r *Rerun[T]) Due() time.Time { return r.e.Due }
+
+// Position is what the record is after the deliveries so far: its state, the
+// sequence of the last of them, and the time of that turn. NewRerun goes on there.
+func (r *Rerun[T]) Position() (st T, sequence uint64, now time.Time, err error) {
+	if err := json.Unmarshal(r.e.State, &st); err != nil {
+		return st, 0, time.Time{}, fmt.Errorf("record of %s: decode state: %w", r.key, err)
+	}
+	return st, r.e.Last.Sequence, r.e.Now, nil
+}

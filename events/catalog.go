@@ -27,6 +27,7 @@ const (
 	HandlerDraining     = "draining"
 	HandlerAuditing     = "auditing"
 	HandlerAnnouncing   = "announcing"
+	HandlerShadow       = "shadow"
 )
 
 // Definition describes one type of the catalogue.
@@ -87,7 +88,7 @@ func buildCatalog() []Definition {
 		return Definition{Type: p.EventType(), Key: key, Publishers: strings.Fields(publishers),
 			Readers: strings.Fields(readers), Summary: summary, payload: p}
 	}
-	return []Definition{
+	return readByShadow([]Definition{
 		def(SnapshotCaptured{}, KeyCluster, "collector", "decision", "The whole state of a cluster that decisions need: on start and every 15 minutes."),
 		def(SnapshotChanged{}, KeyCluster, "collector", "decision", "What changed since the snapshot it names as its base."),
 		def(AlertReceived{}, KeyCluster, "alerting", "decision", "Alertmanager reported an alert firing or resolved."),
@@ -103,7 +104,7 @@ func buildCatalog() []Definition {
 		def(ScaleHeld{}, KeyCluster, "decision", "", "A pool is left as it is, and what holds it; published when the verdict changes."),
 		def(PoolFrozen{}, KeyCluster, "decision", "", "A pool flaps and was frozen."),
 		def(PolicyPromoted{}, KeyCluster, "decision", "", "A shadow policy became the active one."),
-		def(DecisionCheckpointed{}, KeyCluster, "decision", "", "The full state of decision after a full snapshot: where a replay starts."),
+		def(DecisionCheckpointed{}, KeyCluster, "decision", "shadow", "The full state of decision after a full snapshot: where a replay starts."),
 		def(NodeClaimed{}, KeyNode, "decision", "provisioning", "A node is to be created under this name, at most once."),
 		def(NodeDrainRequested{}, KeyNode, "decision", "draining", "A node is to be cordoned, drained, or drained and removed."),
 		def(NodeDrainCancelled{}, KeyNode, "decision", "draining", "A drain or cordon is to be undone."),
@@ -132,5 +133,24 @@ func buildCatalog() []Definition {
 		def(LogRebased{}, KeyCluster, "app", "", "A person declared the present stream of record to be the truth, after events were lost."),
 		def(DeadletterRequestRefused{}, KeyEither, "bus", "", "A redrive or drop could not be carried out, and why."),
 		def(AccessRefused{}, KeyCluster, "api", "", "Calls were refused; aggregated."),
-	}
+		def(ShadowStarted{}, KeyCluster, "api", "shadow", "A candidate policy is judged beside the one in force from now on; nobody acts on it."),
+		def(ShadowStopped{}, KeyCluster, "api", "shadow", "A candidate policy is no longer judged."),
+		def(ShadowDecided{}, KeyCluster, "shadow", "", "A candidate policy decides otherwise than the one in force, with both explanations; or they agree again."),
+	})
 }
+
+// readByShadow gives the shadow whatever decision reads: it decides on the same.
+func readByShadow(ds []Definition) []Definition {
+	for i, d := range ds {
+		if d.ReadBy(HandlerDecision) {
+			ds[i].Readers = append(d.Readers, HandlerShadow)
+		}
+	}
+	return ds
+}
+
+// MayRedrive reports whether a handler may publish again what it set aside. The
+// shadow may not: it reads what makes decision act, and a credential that can
+// publish a copy of that could publish that. It needs no copies either, since each
+// checkpoint of decision sets it right.
+func MayRedrive(handler string) bool { return handler != HandlerShadow }

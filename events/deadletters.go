@@ -60,7 +60,7 @@ func (p DeadletterDropRequested) Validate() error {
 
 func letterRequest(handler, actor, reason string, n, low int) error {
 	var r required
-	r.oneOf("handler", handler, HandlerDecision, HandlerProvisioning, HandlerDraining, HandlerAuditing, HandlerAnnouncing)
+	r.oneOf("handler", handler, HandlerDecision, HandlerProvisioning, HandlerDraining, HandlerAuditing, HandlerAnnouncing, HandlerShadow)
 	r.text("actor", actor)
 	r.text("reason", reason)
 	if n < low || n > MaxRequestedLetters {

@@ -144,6 +144,10 @@ type PolicyPromoted struct {
 	Digest string `json:"digest"`
 	Actor  string `json:"actor"`
 	Reason string `json:"reason"`
+	// Shadow is the id of the shadow that it was, Replaced the digest of the policy
+	// before.
+	Shadow   string `json:"shadow,omitempty"`
+	Replaced string `json:"replaced,omitempty"`
 }
 
 // EventType implements Payload.

@@ -84,6 +84,9 @@ func example(t *testing.T, d Definition) Payload {
 			reflect.ValueOf(p).Elem().FieldByName("Verdict").SetString(verdict)
 		}
 	}
+	if x, ok := p.(*ShadowDecided); ok {
+		x.Effect = EffectAdd
+	}
 	require.NoError(t, p.Validate())
 	return p
 }

@@ -293,6 +293,9 @@ type ConfigApplied struct {
 	Version  string    `json:"version"` // of the program
 	Start    time.Time `json:"start"`   // when the process that applied it started
 	Policy   Policy    `json:"policy"`
+	// Promotion is why the policy is another than the configuration file's; absent:
+	// it is the file's.
+	Promotion *Promotion `json:"promotion,omitempty"`
 }
 
 // EventType implements Payload.

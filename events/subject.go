@@ -167,6 +167,10 @@ func Suffixes(handler string) []string {
 			out = append(out, AddressedSuffix(typ, handler))
 		}
 	}
+	if handler == HandlerShadow {
+		// Decision decides when a timer of its own fires, and the shadow beside it.
+		out = append(out, AddressedSuffix(TypeTimerFired, HandlerDecision))
+	}
 	return out
 }
 

@@ -3,7 +3,7 @@ package events
 import "slices"
 
 // unbounded are the types whose data grows with the cluster or its configuration.
-var unbounded = []string{TypeSnapshotCaptured, TypeSnapshotChanged, TypeDecisionCheckpointed, TypeConfigApplied}
+var unbounded = []string{TypeSnapshotCaptured, TypeSnapshotChanged, TypeDecisionCheckpointed, TypeConfigApplied, TypeShadowStarted}
 
 // Unbounded reports whether the data of the type grows with the cluster or its
 // configuration, so that it may have no room in a message: who publishes it may

@@ -44,7 +44,7 @@ func (l *memoryLog) Read(_ context.Context, o bus.ReadOptions) iter.Seq2[bus.Del
 			return
 		}
 		for _, d := range l.deliveries {
-			if d.Sequence <= l.lost || d.Sequence < o.FromSequence || d.Sequence > o.UntilSequence || !slices.Contains(o.Types, d.Event.Type()) {
+			if d.Sequence <= l.lost || d.Sequence < o.FromSequence || d.Sequence > o.UntilSequence || len(o.Types) > 0 && !slices.Contains(o.Types, d.Event.Type()) {
 				continue
 			}
 			if !yield(d, nil) {

@@ -101,17 +101,21 @@ func (h *Handler) Handle(ctx context.Context, d bus.Delivery) error {
 	return nil
 }
 
-// outcome is what a turn came to, for logs and metrics.
+// outcome is what a turn came to, for logs and metrics, and for a candidate policy
+// that is judged on the same.
 type outcome struct {
-	result  scaling.Result
-	known   bool // the cluster was: counts of unknown things are no zeros
-	problem string
+	result      scaling.Result
+	known       bool // the cluster was: counts of unknown things are no zeros
+	problem     string
+	situation   scaling.State // before the evaluation, with what the event says
+	observation scaling.Observation
+	at          time.Time // of the turn
 }
 
 // turn is one evaluation: fold, evaluate, emit. It is repeatable.
 func (h *Handler) turn(ctx context.Context, d bus.Delivery, in any, v *view, t *bus.Turn[Record]) (*outcome, error) {
 	rec := t.State
-	before := rec.Core
+	before, promoted := rec.Core, rec.promotion()
 	full, err := h.observe(ctx, d, in, v, rec)
 	if err != nil {
 		return nil, err
@@ -122,8 +126,15 @@ func (h *Handler) turn(ctx context.Context, d bus.Delivery, in any, v *view, t *
 		// The sequence tells apart two copies of an event that the stream holds.
 		Event: fmt.Sprintf("%s@%d", d.Event.ID(), d.Sequence), ID: events.ID, NodeName: events.NodeName,
 	}
-	res := scaling.Evaluate(t.Now, rec.Policy(), rec.Core, o, seed)
+	situation := rec.Core
+	res := scaling.Evaluate(t.Now, rec.Policy(), situation, o, seed)
 	rec.Core, rec.WakeAt = res.State, res.NextAt
+	if p := rec.promotion(); p != nil && (promoted == nil || promoted.Shadow != p.Shadow) {
+		if err := t.Emit(events.PolicyPromoted{Digest: rec.policyDigest(), Actor: p.Actor, Reason: p.Reason, Shadow: p.Shadow, Replaced: p.Replaced},
+			bus.DryRun(rec.DryRun())); err != nil {
+			return nil, err
+		}
+	}
 	if err := h.emit(d, t, before, res, v); err != nil {
 		return nil, err
 	}
@@ -132,7 +143,7 @@ func (h *Handler) turn(ctx context.Context, d bus.Delivery, in any, v *view, t *
 			return nil, err
 		}
 	}
-	return &outcome{result: res, known: o.Known, problem: rec.Stale}, nil
+	return &outcome{result: res, known: o.Known, problem: rec.Stale, situation: situation, observation: o, at: t.Now}, nil
 }
 
 // report logs and counts a turn that is done.

@@ -25,7 +25,7 @@ func (h *Handler) emit(d bus.Delivery, t *bus.Turn[Record], before scaling.State
 			from, to = before.Digest(), res.State.Digest()
 		}
 		p := payload(dec)
-		p.Inputs = append([]string{d.Event.ID()}, without(dec.Inputs, d.Event.ID())...)
+		p.Inputs = inputs(d, dec)
 		p.Policy, p.StateBefore, p.StateAfter, p.EvaluatedAt, p.Version = rec.policyDigest(), from, to, res.State.Now, h.version
 		if err := t.Emit(verdict(p), dry); err != nil {
 			return err
@@ -60,6 +60,11 @@ func (h *Handler) emit(d bus.Delivery, t *bus.Turn[Record], before scaling.State
 		}
 	}
 	return nil
+}
+
+// inputs are the events that a decision rests on, the one that it followed first.
+func inputs(d bus.Delivery, dec scaling.Decision) []string {
+	return append([]string{d.Event.ID()}, without(dec.Inputs, d.Event.ID())...)
 }
 
 // correlation is the one value of a node's life, chosen at its claim.

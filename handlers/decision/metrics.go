@@ -57,3 +57,12 @@ func (m *metrics) observe(cluster string, out *outcome, latency time.Duration) {
 	}
 	m.pending.WithLabelValues(cluster).Set(float64(out.result.PendingPods))
 }
+
+type shadowMetrics struct{ differences *prometheus.CounterVec }
+
+func newShadowMetrics(reg prometheus.Registerer, log *slog.Logger) *shadowMetrics {
+	return &shadowMetrics{differences: bus.Register(reg, log, prometheus.NewCounterVec(prometheus.CounterOpts{
+		Name: "autoscaler_shadow_differences_total",
+		Help: "Times that a candidate policy would add or remove more nodes, hold them, or remove other ones, and the policy in force does not.",
+	}, []string{"effect", "cluster", "pool"}))}
+}

@@ -31,6 +31,8 @@ type Config struct {
 	Digest   string        `json:"digest"`
 	DryRun   bool          `json:"dry_run,omitempty"`
 	Policy   events.Policy `json:"policy"`
+	// Promotion is why it is another than the configuration file's, nil: it is not.
+	Promotion *events.Promotion `json:"promotion,omitempty"`
 }
 
 // decode returns the payload of an event that decision reads.
@@ -63,41 +65,47 @@ func decode(e events.Event) (any, error) {
 // fold takes a fact into the record. Snapshots are folded by the view, and a timer
 // says that something has ended: they only move the clock.
 func (r *Record) fold(now time.Time, d bus.Delivery, in any) {
+	for _, f := range r.facts(d, in) {
+		r.Core = r.Core.Apply(now, f)
+	}
+	if p, ok := in.(events.ConfigApplied); ok {
+		r.Config = &Config{Sequence: d.Sequence, Digest: p.Digest, DryRun: p.DryRun, Policy: p.Policy, Promotion: p.Promotion}
+	}
+}
+
+// facts are what an event tells the core, in this order.
+func (r *Record) facts(d bus.Delivery, in any) []scaling.Input {
 	id := d.Event.ID()
-	var fact scaling.Input
 	switch p := in.(type) {
 	case events.AlertReceived:
 		if p.Status == events.AlertFiring {
-			fact = scaling.AlertFired{EventID: id, Fingerprint: p.Fingerprint, Labels: p.Labels, StartsAt: p.StartsAt, ExpiresAt: p.ExpiresAt}
-		} else {
-			fact = scaling.AlertResolved{EventID: id, Fingerprint: p.Fingerprint, Labels: p.Labels, StartsAt: p.StartsAt, ExpiresAt: p.ExpiresAt}
+			return []scaling.Input{scaling.AlertFired{EventID: id, Fingerprint: p.Fingerprint, Labels: p.Labels, StartsAt: p.StartsAt, ExpiresAt: p.ExpiresAt}}
 		}
+		return []scaling.Input{scaling.AlertResolved{EventID: id, Fingerprint: p.Fingerprint, Labels: p.Labels, StartsAt: p.StartsAt, ExpiresAt: p.ExpiresAt}}
 	case events.SignalReceived:
 		source := scaling.SourcePush
 		if p.Source == events.SignalQueried {
 			source = scaling.SourceQuery
 		}
-		fact = scaling.SignalReceived{Source: source, Name: p.Name, Signal: scaling.Signal{Value: p.Value, Reason: p.Reason, At: p.ObservedAt,
-			ExpiresAt: p.ExpiresAt, EventID: id, Query: p.Query, Epoch: p.Epoch}}
+		return []scaling.Input{scaling.SignalReceived{Source: source, Name: p.Name, Signal: scaling.Signal{Value: p.Value, Reason: p.Reason, At: p.ObservedAt,
+			ExpiresAt: p.ExpiresAt, EventID: id, Query: p.Query, Epoch: p.Epoch}}}
 	case events.ScaleRequested:
-		fact = scaling.Requested{Request: scaling.Request{ID: id, Action: p.Action, Pool: p.Pool, Node: p.Node, Count: p.Count,
-			Actor: p.Actor, Reason: p.Reason, Override: p.Override, ExpiresAt: p.ExpiresAt, HoldUntil: p.HoldUntil}}
+		return []scaling.Input{scaling.Requested{Request: scaling.Request{ID: id, Action: p.Action, Pool: p.Pool, Node: p.Node, Count: p.Count,
+			Actor: p.Actor, Reason: p.Reason, Override: p.Override, ExpiresAt: p.ExpiresAt, HoldUntil: p.HoldUntil}}}
 	case events.PoolPaused:
-		fact = scaling.Paused{Pool: p.Pool, Actor: p.Actor, Reason: p.Reason, Until: p.Until}
+		return []scaling.Input{scaling.Paused{Pool: p.Pool, Actor: p.Actor, Reason: p.Reason, Until: p.Until}}
 	case events.PoolResumed:
-		fact = scaling.Resumed{Pool: p.Pool}
+		return []scaling.Input{scaling.Resumed{Pool: p.Pool}}
 	case events.PoolBackoffReset:
-		fact = scaling.BackoffReset{Pool: p.Pool}
+		return []scaling.Input{scaling.BackoffReset{Pool: p.Pool}}
 	case events.ConfigApplied:
+		started := scaling.Started{At: p.Start}
 		if r.DryRun() && !p.DryRun {
-			r.Core = r.Core.Apply(now, scaling.DryRunEnded{})
+			return []scaling.Input{scaling.DryRunEnded{}, started}
 		}
-		r.Config = &Config{Sequence: d.Sequence, Digest: p.Digest, DryRun: p.DryRun, Policy: p.Policy}
-		fact = scaling.Started{At: p.Start}
-	default:
-		return
+		return []scaling.Input{started}
 	}
-	r.Core = r.Core.Apply(now, fact)
+	return nil
 }
 
 // DryRun reports whether nobody acts on what is decided.
@@ -109,4 +117,12 @@ func (r *Record) policyDigest() string {
 		return ""
 	}
 	return r.Config.Digest
+}
+
+// promotion is why the policy in force is another than the configuration file's.
+func (r *Record) promotion() *events.Promotion {
+	if r.Config == nil {
+		return nil
+	}
+	return r.Config.Promotion
 }

@@ -29,12 +29,14 @@ type view struct {
 	index *scaling.Index
 }
 
+func newView() *view { return &view{fold: events.NewFold()} }
+
 func (h *Handler) view(cluster string) *view {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	v, ok := h.views[cluster]
 	if !ok {
-		v = &view{fold: events.NewFold()}
+		v = newView()
 		h.views[cluster] = v
 	}
 	return v

@@ -98,6 +98,7 @@ type Options struct {
 	DeadLetters DeadLetters
 	Audit       Audit
 	World       World
+	Shadows     Shadows
 	// Targets returns what is configured; it is called for each request, so a
 	// reload takes effect at once.
 	Targets func() []Target
@@ -164,7 +165,7 @@ func (o *Options) complete() error {
 	var errs []error
 	for name, missing := range map[string]bool{
 		"Publisher": o.Publisher == nil, "Log": o.Log == nil, "DeadLetters": o.DeadLetters == nil, "Audit": o.Audit == nil,
-		"World": o.World == nil, "Targets": o.Targets == nil, "DefaultCluster": o.DefaultCluster == nil, "Alerts": o.Alerts == nil,
+		"World": o.World == nil, "Shadows": o.Shadows == nil, "Targets": o.Targets == nil, "DefaultCluster": o.DefaultCluster == nil, "Alerts": o.Alerts == nil,
 		"Tokens": o.Tokens == nil, "Gatherer": o.Gatherer == nil, "Registerer": o.Registerer == nil, "Logger": o.Logger == nil, "Clock": o.Clock == nil,
 	} {
 		if missing {
@@ -232,6 +233,7 @@ func (s *Server) routes() {
 	s.queries()
 	s.deadLetters()
 	s.signals()
+	s.shadows()
 	s.describe()
 }
 

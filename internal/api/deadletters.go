@@ -62,7 +62,7 @@ func (p Parked) sentence() string {
 type LetterFilter struct {
 	ClusterFilter
 	TypeFilter
-	Handler   string `query:"handler" enum:"decision,provisioning,draining,auditing,announcing"`
+	Handler   string `query:"handler" enum:"decision,provisioning,draining,auditing,announcing,shadow"`
 	Node      string `query:"node" doc:"Only of this node, or _cluster" maxLength:"253"`
 	OlderThan string `query:"older_than" doc:"Set aside before: a time (RFC 3339) or how long ago, e.g. 1h" maxLength:"40"`
 	NewerThan string `query:"newer_than" doc:"Set aside since: a time (RFC 3339) or how long ago" maxLength:"40"`
@@ -196,6 +196,8 @@ func deadLetter(dl bus.DeadLetter) DeadLetter {
 // redrivable says why a dead letter can only be dropped.
 func redrivable(dl bus.DeadLetter) error {
 	switch {
+	case !events.MayRedrive(dl.Handler):
+		return fmt.Errorf("%s may publish no copy of what it reads; the next checkpoint of decision sets it right", dl.Handler)
 	case dl.Event.Context == nil && dl.Bodyless: // the bus reads its data from where it is
 		return nil
 	case dl.Event.Context == nil:
@@ -244,6 +246,17 @@ func (s *Server) clusters(ctx context.Context) ([]Cluster, error) {
 		for i, c := range all {
 			if c.Name == k.Cluster {
 				all[i].Parked = append(all[i].Parked, ps...)
+			}
+		}
+	}
+	if err != nil {
+		return nil, err
+	}
+	shadows, err := s.o.Shadows.Shadows(ctx)
+	for _, x := range shadows {
+		for i, c := range all {
+			if c.Name == x.Cluster {
+				all[i].Shadow = &x
 			}
 		}
 	}

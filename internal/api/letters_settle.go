@@ -27,7 +27,7 @@ type LetterRequest struct {
 	IDs       []string `json:"ids,omitempty" maxItems:"500" doc:"Ids, or the beginnings of them"`
 	All       bool     `json:"all,omitempty" doc:"Every dead letter"`
 	Cluster   string   `json:"cluster,omitempty" maxLength:"63"`
-	Handler   string   `json:"handler,omitempty" enum:"decision,provisioning,draining,auditing,announcing"`
+	Handler   string   `json:"handler,omitempty" enum:"decision,provisioning,draining,auditing,announcing,shadow"`
 	Types     []string `json:"types,omitempty" doc:"Event types, e.g. node.ready or node.*"`
 	Node      string   `json:"node,omitempty" maxLength:"253"`
 	OlderThan string   `json:"older_than,omitempty" maxLength:"40" doc:"Set aside before: a time (RFC 3339) or how long ago"`

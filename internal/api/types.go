@@ -25,6 +25,8 @@ type Cluster struct {
 	Problem       string    `json:"problem,omitempty" doc:"Why the state is not known"`
 	Parked        []Parked  `json:"parked,omitempty" doc:"Nodes that a handler does not act on"`
 	Removals      *Removals `json:"removals,omitempty" doc:"Absent: any number of nodes may be removed within an hour"`
+	Promoted      *Promoted `json:"promoted,omitempty" doc:"Why the policy in force is another than the configuration file's"`
+	Shadow        *Shadow   `json:"shadow,omitempty" doc:"The candidate policy that is judged beside the one in force"`
 }
 
 // Removals is how much of policy.max_removals_per_hour is used.
@@ -42,6 +44,14 @@ type Flaps struct {
 	Freeze      string    `json:"freeze" doc:"How long they count, and how long a frozen pool removes none by itself"`
 	LastAt      time.Time `json:"last_at,omitzero"`
 	FrozenUntil time.Time `json:"frozen_until,omitzero" doc:"Absent: not frozen"`
+}
+
+// Promoted is a policy that a person promoted and that the configuration file does
+// not say.
+type Promoted struct {
+	Actor  string `json:"actor"`
+	Reason string `json:"reason"`
+	File   string `json:"file,omitempty" doc:"Where the candidate was read: its policy belongs into the configuration file"`
 }
 
 // Pool is the state of one node pool.

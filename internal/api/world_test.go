@@ -44,6 +44,27 @@ type memory struct {
 	pools    []Pool
 	nodes    []Node
 	pods     map[string]Pod
+
+	shadows []Shadow
+	ended   []string // what was done to shadows, with whom and whom for
+	refused error    // of what is asked for next
+}
+
+func (m *memory) Shadows(context.Context) ([]Shadow, error) { return m.shadows, m.fail }
+
+func (m *memory) Start(_ context.Context, cluster, actor string, r ShadowStart) (ShadowStarted, error) {
+	m.ended = append(m.ended, "start "+cluster+" "+actor+" "+r.Reason)
+	return ShadowStarted{ID: "s", Cluster: cluster}, m.refused
+}
+
+func (m *memory) Stop(_ context.Context, cluster, actor string, r ShadowEnd) (ShadowEnded, error) {
+	m.ended = append(m.ended, "stop "+cluster+" "+actor+" "+r.Shadow)
+	return ShadowEnded{Shadow: r.Shadow, Cluster: cluster}, m.refused
+}
+
+func (m *memory) Promote(_ context.Context, cluster, actor string, r ShadowEnd) (ShadowEnded, error) {
+	m.ended = append(m.ended, "promote "+cluster+" "+actor+" "+r.Shadow)
+	return ShadowEnded{Shadow: r.Shadow, Cluster: cluster}, m.refused
 }
 
 func newMemory() *memory {
@@ -241,7 +262,7 @@ func setup(t *testing.T, change ...func(*Options)) *testBundle {
 	require.NoError(t, err)
 	reg := prometheus.NewRegistry()
 	o := Options{
-		Version: "v0.0.0-test", Publisher: b.memory, Log: b.memory, DeadLetters: b.memory, Audit: b.memory, World: b.memory,
+		Version: "v0.0.0-test", Publisher: b.memory, Log: b.memory, DeadLetters: b.memory, Audit: b.memory, World: b.memory, Shadows: b.memory,
 		Targets: func() []Target { return b.targets },
 		DefaultCluster: func() string {
 			if len(b.targets) == 1 {

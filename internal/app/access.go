@@ -17,12 +17,14 @@ func access(role string) bus.Access {
 	switch role {
 	case RoleGateway:
 		return bus.Access{Name: role, Publishers: []string{"alerting", "api", "app"}, Record: true, DeadLetters: true, Timers: true,
-			ReadStates: []string{events.HandlerDecision, events.HandlerProvisioning, events.HandlerDraining}}
+			ReadStates: []string{events.HandlerDecision, events.HandlerProvisioning, events.HandlerDraining, events.HandlerShadow}}
 	case RoleCollector:
 		return bus.Access{Name: role, Publishers: []string{"collector"}, State: RoleCollector,
 			ReadStates: []string{events.HandlerDecision, events.HandlerProvisioning, events.HandlerDraining}}
 	case RoleDecision:
 		return bus.Access{Name: role, Publishers: []string{role}, Handler: events.HandlerDecision}
+	case RoleShadow:
+		return bus.Access{Name: role, Publishers: []string{role}, Handler: events.HandlerShadow}
 	case RoleProvisioning:
 		return bus.Access{Name: role, Publishers: []string{role}, Handler: events.HandlerProvisioning}
 	case RoleDraining:

@@ -13,6 +13,7 @@ import (
 
 	"github.com/k3s-autoscaler/k3s-autoscaler/bus"
 	"github.com/k3s-autoscaler/k3s-autoscaler/bus/embedded"
+	"github.com/k3s-autoscaler/k3s-autoscaler/handlers/decision"
 	"github.com/k3s-autoscaler/k3s-autoscaler/internal/audit"
 )
 
@@ -27,6 +28,7 @@ type App struct {
 	server  *embedded.Server // nil with an external bus
 	bus     *bus.Bus
 	store   audit.Store
+	memory  *bus.State[decision.Record] // decision's, for the gateway
 
 	// first is everything that publishes; last is what must outlive it.
 	first, last []role
@@ -78,7 +80,7 @@ func New(ctx context.Context, o Options) (_ *App, err error) {
 		name string
 		add  func(context.Context) error
 	}{
-		{RoleAuditing, a.addAuditing}, {RoleAnnouncing, a.addAnnouncing}, {RoleDecision, a.addDecision}, {RoleProvisioning, a.addProvisioning},
+		{RoleAuditing, a.addAuditing}, {RoleAnnouncing, a.addAnnouncing}, {RoleDecision, a.addDecision}, {RoleShadow, a.addShadow}, {RoleProvisioning, a.addProvisioning},
 		{RoleDraining, a.addDraining}, {RoleCollector, a.addCollectors}, {RoleGateway, a.addGateway},
 	} {
 		if !o.has(r.name) {

@@ -37,12 +37,19 @@ func (a *App) addGateway(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	now, err := a.newView(ctx)
+	if err := a.openMemory(ctx); err != nil {
+		return err
+	}
+	now, err := a.newView()
+	if err != nil {
+		return err
+	}
+	candidates, err := a.newShadows(ctx)
 	if err != nil {
 		return err
 	}
 	o := api.Options{
-		Version: a.opts.Version, Publisher: a.bus, Log: a.bus, DeadLetters: a.bus, Audit: a.store, World: now, Alerts: alerts, Tokens: tokens,
+		Version: a.opts.Version, Publisher: a.bus, Log: a.bus, DeadLetters: a.bus, Audit: a.store, World: now, Shadows: candidates, Alerts: alerts, Tokens: tokens,
 		Targets:        func() []api.Target { return targets(c) },
 		DefaultCluster: func() string { return defaultCluster(c) },
 		Gatherer:       a.opts.Registry, Registerer: a.opts.Registry, Logger: a.opts.Logger, Clock: a.opts.Clock,
@@ -78,22 +85,23 @@ func (a *App) addGateway(ctx context.Context) error {
 
 // newView opens what the queries show: the log, the audit store, and what
 // decision remembers.
-func (a *App) newView(ctx context.Context) (*view.View, error) {
-	memory, err := bus.ReadState[decision.Record](ctx, a.bus, events.HandlerDecision)
-	if err != nil {
-		return nil, fmt.Errorf("open decision's record: %w", err)
-	}
+func (a *App) newView() (*view.View, error) {
 	return view.New(view.Options{
 		Observe: decision.Observe,
 		Log:     a.bus, Audit: a.store, Clusters: clusterNames(a.opts.Config), Clock: a.opts.Clock, Logger: a.opts.Logger,
 		Memories: view.MemoriesFunc(func(ctx context.Context, cluster string) (view.Memory, bool, error) {
-			r, ok, err := memory.Get(ctx, bus.Key{Cluster: cluster, Name: events.ClusterKey})
+			r, ok, err := a.memory.Get(ctx, bus.Key{Cluster: cluster, Name: events.ClusterKey})
 			if err != nil || !ok {
 				return view.Memory{}, false, err
 			}
 			m := view.Memory{Core: r.State.Core, Stale: r.State.Stale}
 			if c := r.State.Config; c != nil {
 				m.Policy, m.Digest, m.DryRun, m.Rules = c.Policy, c.Digest, c.DryRun, r.State.Policy()
+				if p := c.Promotion; p != nil {
+					if own, err := policyDigest(c.Policy, false); err != nil || own != p.File {
+						m.Promotion = p
+					}
+				}
 			}
 			return m, true, nil
 		}),

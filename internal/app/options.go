@@ -26,11 +26,12 @@ const (
 	RoleDraining     = "draining"
 	RoleAuditing     = "auditing"
 	RoleAnnouncing   = "announcing" // Kubernetes Events
+	RoleShadow       = "shadow"     // judges a candidate policy, and can't act
 )
 
 // Roles lists every role, in the order in which they start.
 func Roles() []string {
-	return []string{RoleAuditing, RoleAnnouncing, RoleDecision, RoleProvisioning, RoleDraining, RoleCollector, RoleGateway}
+	return []string{RoleAuditing, RoleAnnouncing, RoleDecision, RoleShadow, RoleProvisioning, RoleDraining, RoleCollector, RoleGateway}
 }
 
 // acting are the roles that change the world. A dry run has none of them.

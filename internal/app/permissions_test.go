@@ -115,7 +115,7 @@ func TestTheServerRefusesWhatIsNotARolesOwn(t *testing.T) {
 		i := n.intrude(t, role)
 		mine, copies := map[string]bool{}, map[string]bool{}
 		for _, d := range events.Catalog() {
-			copies[d.Type] = !access(role).Batch && d.ReadBy(role) // a redrive publishes them again
+			copies[d.Type] = !access(role).Batch && d.ReadBy(role) && role != RoleShadow // a redrive publishes them again
 			for _, p := range d.Publishers {
 				for _, own := range access(role).Publishers {
 					mine[d.Type] = mine[d.Type] || p == own
@@ -183,7 +183,7 @@ func TestTheServerRefusesWhatIsNotARolesOwn(t *testing.T) {
 			require.Contains(t, i.ask(t, message(info, "{}")), "Permissions Violation", "%s stores a payload", role)
 		}
 		require.NotContains(t, i.ask(t, message("$JS.API.STREAM.MSG.GET.OBJ_k3sas-payloads", `{"seq":1}`)), "Permissions Violation", "%s reads what it reads about", role)
-		for _, c := range []string{"decision-0", "provisioning-3", "draining-15", "auditing", "announcing"} {
+		for _, c := range []string{"decision-0", "provisioning-3", "draining-15", "auditing", "announcing", "shadow-1"} {
 			if !strings.HasPrefix(c, role) {
 				require.Contains(t, i.ask(t, message("$JS.API.CONSUMER.MSG.NEXT.K3SAS."+c, "1")), "Permissions Violation", "%s takes messages of %s", role, c)
 				require.Contains(t, i.ask(t, message("$JS.ACK.K3SAS."+c+".1.1.1.1.0", "+TERM")), "Permissions Violation", "%s ends messages of %s", role, c)
@@ -193,7 +193,7 @@ func TestTheServerRefusesWhatIsNotARolesOwn(t *testing.T) {
 		for _, b := range access(role).ReadStates {
 			readable[b] = true
 		}
-		for _, b := range []string{RoleCollector, RoleDecision, RoleProvisioning, RoleDraining} {
+		for _, b := range []string{RoleCollector, RoleDecision, RoleProvisioning, RoleDraining, RoleShadow} {
 			key := "$KV.k3sas-" + b + ".record.home.n1"
 			if b != role {
 				require.Contains(t, i.ask(t, message(key, "{}")), "Permissions Violation", "%s writes the bucket of %s", role, b)
@@ -325,3 +325,24 @@ type idle string
 
 func (h idle) Name() string                             { return string(h) }
 func (idle) Handle(context.Context, bus.Delivery) error { return nil }
+
+func TestTheServerRefusesTheShadowWhateverMakesOthersAct(t *testing.T) {
+	t.Parallel()
+	n := startNATS(t)
+	n.provision(t)
+	i := n.intrude(t, RoleShadow)
+	for typ, key := range map[string]string{
+		events.TypeNodeClaimed: "n1", events.TypeNodeDrainRequested: "n1", events.TypeNodeDrainCancelled: "n1", events.TypeScaleupDecided: "_cluster",
+		events.TypeScaledownDecided: "_cluster", events.TypeScaleRequested: "_cluster", events.TypePoolPaused: "_cluster", events.TypeConfigApplied: "_cluster",
+		events.TypePolicyPromoted: "_cluster", events.TypeAlertReceived: "_cluster", events.TypeSnapshotCaptured: "_cluster", events.TypeSnapshotChanged: "_cluster",
+		events.TypeShadowStarted: "_cluster", events.TypeDecisionCheckpointed: "_cluster",
+	} {
+		def, ok := events.Lookup(typ)
+		require.True(t, ok)
+		require.Contains(t, i.ask(t, message("k3sas.home.node."+key+"."+def.Suffix(), "{}")), "Permissions Violation", typ)
+		// Not even as a copy that is marked for it: the server can't read marks.
+		require.Contains(t, i.ask(t, message("k3sas.home.node."+key+"."+def.Suffix(), "{}", "ce-"+events.ExtRedrive, "shadow/1/1/1")), "Permissions Violation", typ)
+	}
+	require.Contains(t, i.ask(t, message("k3sas.home.node._cluster.shadow.decided", "{}")), `"stream":"K3SAS"`, "its own")
+	require.Contains(t, i.ask(t, message("k3sas.home.node._cluster.timer.decision.fired", "{}")), "Permissions Violation", "it hears decision's timers and rings none")
+}

@@ -20,7 +20,7 @@ func (a *App) addQueries(ctx context.Context, c config.Cluster, epoch int64) err
 	if err != nil {
 		return fmt.Errorf("open decision's record: %w", err)
 	}
-	o := collector.QueryOptions{Cluster: c.Name, Policies: policyInForce{memory, c.Name}, Publisher: a.bus, Epoch: epoch,
+	o := collector.QueryOptions{Cluster: c.Name, Policies: followedPolicy{memory, c.Name}, Publisher: a.bus, Epoch: epoch,
 		Clock: a.opts.Clock, Logger: a.opts.Logger, Registerer: a.opts.Registry}
 	if p := c.Prometheus; p != nil {
 		client, err := promql.New(promql.Options{URL: p.URL, TokenFile: p.TokenFile, Username: p.Username, PasswordFile: p.PasswordFile,
@@ -38,14 +38,14 @@ func (a *App) addQueries(ctx context.Context, c config.Cluster, epoch int64) err
 	return nil
 }
 
-// policyInForce is the policy of a cluster that decision follows.
-type policyInForce struct {
+// followedPolicy is the policy of a cluster that decision follows.
+type followedPolicy struct {
 	memory  *bus.State[decision.Record]
 	cluster string
 }
 
 // Policy implements collector.Policies.
-func (p policyInForce) Policy(ctx context.Context) (events.Policy, bool, error) {
+func (p followedPolicy) Policy(ctx context.Context) (events.Policy, bool, error) {
 	r, ok, err := p.memory.Get(ctx, bus.Key{Cluster: p.cluster, Name: events.ClusterKey})
 	if err != nil || !ok || r.State.Config == nil {
 		return events.Policy{}, false, err

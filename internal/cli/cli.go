@@ -30,7 +30,7 @@ const (
 )
 
 // Roles that 'run' can start.
-var Roles = []string{"gateway", "collector", "decision", "provisioning", "draining", "auditing", "announcing"}
+var Roles = []string{"gateway", "collector", "decision", "provisioning", "draining", "auditing", "announcing", "shadow"}
 
 // RunOptions are what 'run' was asked for. The configuration is checked.
 type RunOptions struct {
@@ -226,7 +226,7 @@ one that runs, found by --server and --token-file, the environment
 	group("look", a.statusCommand(), a.nodesCommand(), a.explainCommand(), a.eventsCommand(), a.auditCommand(), a.dlqCommand(), a.replayCommand(),
 		a.backtestCommand(), a.exportCommand(), a.importCommand())
 	group("act", a.scaleCommand(), a.nodeCommand("cordon"), a.nodeCommand("uncordon"), a.nodeCommand("drain"), a.nodeCommand("remove"),
-		a.pauseCommand(), a.resumeCommand(), a.poolCommand(), a.signalCommand())
+		a.pauseCommand(), a.resumeCommand(), a.poolCommand(), a.signalCommand(), a.shadowCommand())
 	group("set", a.configCommand(), a.keyCommand(), a.busCommand(), a.versionCommand())
 	return root
 }

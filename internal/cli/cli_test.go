@@ -48,8 +48,9 @@ type testBundle struct {
 	posted  []events.Event
 	letters []api.LetterRequest
 	signals []api.Signal
-	stream  []api.Entry // sent after the first post
-	refuse  int         // status of the next post
+	shadows []map[string]string // requests about candidate policies
+	stream  []api.Entry         // sent after the first post
+	refuse  int                 // status of the next post
 }
 
 func setup(t *testing.T) *testBundle {
@@ -97,6 +98,14 @@ func (b *testBundle) serve(w http.ResponseWriter, r *http.Request) {
 			b.signals = append(b.signals, in.Signals...)
 			w.WriteHeader(http.StatusAccepted)
 			json.NewEncoder(w).Encode(api.Accepted{IDs: []string{"s1"}})
+			return
+		}
+		if strings.HasPrefix(r.URL.Path, "/v1/shadows/") {
+			var in map[string]string
+			json.NewDecoder(r.Body).Decode(&in)
+			in["path"] = r.URL.Path
+			b.shadows = append(b.shadows, in)
+			json.NewEncoder(w).Encode(b.answers[r.URL.Path])
 			return
 		}
 		var e events.Event
@@ -301,7 +310,7 @@ func TestKeyNewWritesAFileAndPrintsNoSecret(t *testing.T) {
 func TestReferenceHasEveryCommand(t *testing.T) {
 	t.Parallel()
 	text := Reference()
-	for _, c := range []string{"demo", "run", "scale up", "scale to", "cordon", "pool reset-backoff", "status", "explain", "events tail", "audit show", "dlq list", "config check", "key new", "completion", "version"} {
+	for _, c := range []string{"demo", "run", "scale up", "scale to", "cordon", "pool reset-backoff", "status", "explain", "events tail", "audit show", "dlq list", "shadow diff", "shadow promote", "config check", "key new", "completion", "version"} {
 		require.Contains(t, text, "\n## k3s-autoscaler "+c+"\n")
 	}
 	require.Contains(t, text, "- `-o, --output`: table, json or yaml (default `table`)")

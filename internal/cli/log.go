@@ -268,6 +268,10 @@ func parse(e api.Entry) seen {
 			x.about = cluster
 		}
 	}
+	if ev.Type() == events.TypeShadowDecided {
+		x.what = differenceLine(ev)
+		return x
+	}
 	var data struct {
 		Pool    string          `json:"pool"`
 		Action  string          `json:"action"`

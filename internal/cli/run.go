@@ -86,21 +86,26 @@ func (a *app) loadConfig(path string, acting bool) (*config.Config, error) {
 
 // loaded prints every problem and warning of a configuration that was read.
 func (a *app) loaded(path string, cfg *config.Config, err error) (*config.Config, error) {
-	var errs *config.Errors
-	if errors.As(err, &errs) {
-		for _, p := range errs.Problems {
-			fmt.Fprintln(a.Stderr, p)
-		}
-		fmt.Fprintf(a.Stderr, "%s in %s\n", plural(len(errs.Problems), "problem"), path)
-		return nil, &failure{err: errSilent, code: ExitUsage}
-	}
 	if err != nil {
-		return nil, &failure{err: err, code: ExitUsage}
+		return nil, a.badConfig(path, err)
 	}
 	for _, w := range cfg.Warnings() {
 		fmt.Fprintf(a.Stderr, "warning: %s\n", w)
 	}
 	return cfg, nil
+}
+
+// badConfig prints every problem of a configuration and returns the error of it.
+func (a *app) badConfig(path string, err error) error {
+	var errs *config.Errors
+	if !errors.As(err, &errs) {
+		return &failure{err: err, code: ExitUsage}
+	}
+	for _, p := range errs.Problems {
+		fmt.Fprintln(a.Stderr, p)
+	}
+	fmt.Fprintf(a.Stderr, "%s in %s\n", plural(len(errs.Problems), "problem"), path)
+	return &failure{err: errSilent, code: ExitUsage}
 }
 
 func plural(n int, thing string) string {

@@ -122,6 +122,12 @@ func (a *app) clusterLines(c api.Cluster) []string {
 	if c.DryRun {
 		lines = append(lines, "  DRY RUN: decisions are recorded, nothing acts on them")
 	}
+	if c.Promoted != nil {
+		lines = append(lines, promotedLine(*c.Promoted))
+	}
+	if c.Shadow != nil {
+		lines = append(lines, a.shadowLine(*c.Shadow))
+	}
 	if c.Stale {
 		text := "  STALE: nothing is scaled down on data this old"
 		if c.SnapshotAt.IsZero() {

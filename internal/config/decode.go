@@ -23,6 +23,7 @@ type source struct {
 	file  string
 	where map[string]*token.Position // key path → its value, or its key when it has none
 	raw   map[string]string          // key path → scalar as written
+	sum   string                     // SHA-256 of the text in hex
 }
 
 // problem is a Problem at the place of a key, or of the nearest key above it.

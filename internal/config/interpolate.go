@@ -17,6 +17,8 @@ type lookup struct {
 	env func(string) (string, bool)
 	// apart: the files that path-valued keys name need not be there.
 	apart bool
+	// plain says that it may hold no references.
+	plain bool
 }
 
 func hasReference(s string) bool { return strings.Contains(s, "${") }
@@ -53,6 +55,8 @@ func (l lookup) resolve(s string) (string, error) {
 func (l lookup) reference(ref string) (string, error) {
 	kind, name, _ := strings.Cut(ref, ":")
 	switch {
+	case l.plain:
+		return "", errReference
 	case kind == "env" && name != "":
 		v, ok := l.env(name)
 		if !ok {

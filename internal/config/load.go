@@ -1,6 +1,8 @@
 package config
 
 import (
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"os"
@@ -74,6 +76,8 @@ func load(name string, data []byte, l lookup, keep bool) (*Config, error) {
 		source: &source{file: name, where: map[string]*token.Position{}, raw: map[string]string{}},
 		lookup: l, keep: keep, anchors: map[string]ast.Node{},
 	}
+	sum := sha256.Sum256(data)
+	d.sum = hex.EncodeToString(sum[:])
 	body, ok := d.syntax(data)
 	if !ok {
 		return nil, d.err()
@@ -92,6 +96,15 @@ func load(name string, data []byte, l lookup, keep bool) (*Config, error) {
 		return nil, err
 	}
 	return c, nil
+}
+
+// TextDigest identifies the text that the configuration was read from: the same
+// file has the same, whatever the version of the program makes of it.
+func (c *Config) TextDigest() string {
+	if c.src == nil {
+		return ""
+	}
+	return c.src.sum
 }
 
 // syntax parses the file; what stops it there is its only problem.

@@ -25,6 +25,9 @@ func (v *View) Clusters(ctx context.Context) ([]api.Cluster, error) {
 			return nil, fmt.Errorf("read decision's record of %s: %w", name, err)
 		}
 		c := api.Cluster{Name: name, DryRun: m.DryRun, Policy: m.Digest, PolicyAt: m.Core.StartedAt}
+		if p := m.Promotion; p != nil {
+			c.Promoted = &api.Promoted{Actor: p.Actor, Reason: p.Reason, File: p.Source}
+		}
 		if grace := m.Core.StartedAt.Add(m.Policy.StartupGrace.Std()); !m.Core.StartedAt.IsZero() && grace.After(now) {
 			c.GraceUntil = grace
 		}

@@ -34,9 +34,12 @@ type Memory struct {
 	Policy events.Policy
 	Rules  scaling.Policy // the same in the core's words
 	Digest string         // of the policy
-	DryRun bool
-	Stale  string // why its snapshots can't be folded; "" when they can
-	Core   scaling.State
+	// Promotion is why the policy is another than the configuration file's, nil: it
+	// is the file's.
+	Promotion *events.Promotion
+	DryRun    bool
+	Stale     string // why its snapshots can't be folded; "" when they can
+	Core      scaling.State
 }
 
 // Memories reads decision's record of a cluster; false before the first event.

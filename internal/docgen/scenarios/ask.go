@@ -77,7 +77,7 @@ func (w *world) ask(ctx context.Context, subject string) (answer string, err err
 	}
 	reg := prometheus.NewRegistry()
 	server, err := api.New(api.Options{
-		Version: "docs", Publisher: w.stream, Log: w.stream, DeadLetters: w.stream, Audit: store, World: now, Alerts: http.NotFoundHandler(), Tokens: tokens,
+		Version: "docs", Publisher: w.stream, Log: w.stream, DeadLetters: w.stream, Audit: store, World: now, Shadows: noShadows{}, Alerts: http.NotFoundHandler(), Tokens: tokens,
 		Targets:        func() []api.Target { return []api.Target{{Cluster: cluster, Pools: []string{"burst"}}} },
 		DefaultCluster: func() string { return cluster }, Gatherer: reg, Registerer: reg, Logger: log, Clock: clk, Limits: api.DefaultLimits(),
 	})
@@ -94,6 +94,14 @@ func (w *world) ask(ctx context.Context, subject string) (answer string, err err
 	}
 	return out.String(), nil
 }
+
+// noShadows is a cluster whose policy is compared with no other; the rest of the
+// interface is never asked for.
+type noShadows struct{ unasked }
+
+type unasked = api.Shadows
+
+func (noShadows) Shadows(context.Context) ([]api.Shadow, error) { return nil, nil }
 
 // memory is what decision remembers, from its last checkpoint.
 func (w *world) memory(context.Context, string) (view.Memory, bool, error) {

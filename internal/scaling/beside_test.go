@@ -1,0 +1,121 @@
+package scaling
+
+import (
+	"encoding/json"
+	"fmt"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+	"pgregory.net/rapid"
+)
+
+// beside judges a candidate beside what s evaluates.
+type beside struct {
+	*setup
+	candidate Policy
+	own       State
+}
+
+func newBeside(s *setup, candidate Policy) *beside {
+	return &beside{setup: s, candidate: candidate, own: s.state.clone()}
+}
+
+func (b *beside) judge() (live, candidate Result) {
+	b.t.Helper()
+	b.own.Alerts = cloneMap(b.state.Alerts) // the same facts
+	before := b.state
+	live = b.evaluate()
+	situation := b.own.Situation(before)
+	candidate = Evaluate(b.now, b.candidate, situation, b.obs, testSeed(fmt.Sprint("candidate-", b.step)))
+	b.own = Settle(situation, candidate, before, live.State)
+	return live, candidate
+}
+
+func TestACandidateThatIsThePolicyInForceDecidesTheSameWhateverHappens(t *testing.T) {
+	t.Parallel()
+	rapid.Check(t, func(rt *rapid.T) {
+		s := draw(rt, t)
+		s.policy.MaxRemovalsPerHour = rapid.IntRange(0, 3).Draw(rt, "removals an hour")
+		b := newBeside(s, s.policy)
+		for range rapid.IntRange(1, 25).Draw(rt, "steps") {
+			happen(rt, s)
+			live, candidate := b.judge()
+			require.Len(rt, candidate.Decisions, len(live.Decisions))
+			for i, l := range live.Decisions {
+				c := candidate.Decisions[i]
+				require.Equal(rt, l.Pool, c.Pool)
+				require.Equal(rt, l.Verdict, c.Verdict, "%s: in force %s, candidate %s", l.Pool, l.Reason.Message, c.Reason.Message)
+				require.Equal(rt, l.Delta, c.Delta)
+				require.Equal(rt, l.Reason.Code, c.Reason.Code)
+				if l.Verdict == Down {
+					require.Equal(rt, l.Nodes, c.Nodes)
+				}
+			}
+		}
+	})
+}
+
+func TestWhatACandidateDecidesIsNotKeptWhateverItIs(t *testing.T) {
+	t.Parallel()
+	rapid.Check(t, func(rt *rapid.T) {
+		s := draw(rt, t)
+		other := s.policy
+		other.Pools = append([]Pool(nil), other.Pools...)
+		for i := range other.Pools {
+			p := &other.Pools[i]
+			p.Max += rapid.IntRange(0, 4).Draw(rt, "more")
+			p.Unneeded = time.Duration(rapid.IntRange(0, 3).Draw(rt, "unneeded")) * time.Minute
+			p.UtilizationThreshold = rapid.Float64Range(0, 1).Draw(rt, "threshold")
+			p.MinLifetime, p.ScaleDownAfterAdd, p.Stabilization = 0, 0, 0
+		}
+		b := newBeside(s, other)
+		for range rapid.IntRange(1, 25).Draw(rt, "steps") {
+			happen(rt, s)
+			unneeded := b.own.Unneeded
+			_, candidate := b.judge()
+			require.Empty(rt, b.own.Claims)
+			require.Empty(rt, b.own.Requests)
+			for node := range b.own.Drains {
+				require.Contains(rt, b.state.Drains, node, "a drain that nobody asked for")
+			}
+			for _, d := range candidate.Drains {
+				if since, ok := unneeded[d.Node]; ok {
+					require.Equal(rt, since, b.own.Unneeded[d.Node], "it stays, as unneeded as it was")
+				}
+			}
+			for name, p := range b.own.Situation(b.state).Pools {
+				require.Equal(rt, b.state.Pools[name].AddedAt, p.AddedAt)
+				require.Equal(rt, b.state.Pools[name].RemovedAt, p.RemovedAt)
+			}
+		}
+	})
+}
+
+func TestTheOwnStateOfACandidateSurvivesItsEncoding(t *testing.T) {
+	t.Parallel()
+	s := newSetup(t, testPool("a"))
+	b := newBeside(s, s.policy)
+	b.judge()
+	raw, err := json.Marshal(b.own)
+	require.NoError(t, err)
+	var back State
+	require.NoError(t, json.Unmarshal(raw, &back))
+	require.Equal(t, back.Situation(s.state).Digest(), b.own.Situation(s.state).Digest())
+}
+
+func TestRemovalsOfThePolicyInForceCountForTheCandidatesLimit(t *testing.T) {
+	t.Parallel()
+	at := t0.Add(time.Minute)
+	before := State{Drains: map[string]Drain{
+		"done": {Node: "done", Pool: "a", DecidedAt: t0}, "failed": {Node: "failed", Pool: "b", DecidedAt: t0.Add(time.Second)},
+		"called-off": {Node: "called-off", Pool: "a", DecidedAt: t0.Add(2 * time.Second)}, "too-late": {Node: "too-late", Pool: "a", DecidedAt: t0.Add(3 * time.Second), CancelledAt: t0.Add(4 * time.Second)}}}
+	cancelled := before.Drains["called-off"]
+	cancelled.CancelledAt = at
+	late := before.Drains["too-late"]
+	late.CancelledAt = time.Time{}
+	after := State{Now: at, Drains: map[string]Drain{"called-off": cancelled, "too-late": late, "new": {Node: "new", Pool: "a", DecidedAt: at}},
+		Pools: map[string]PoolState{"b": {RemovalFailedAt: at}}}
+	counted := []time.Time{at.Add(-time.Hour), t0, t0.Add(time.Second), t0.Add(2 * time.Second)}
+	require.Equal(t, []time.Time{t0, t0.Add(3 * time.Second), at}, removals(counted, before, after))
+}
