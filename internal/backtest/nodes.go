@@ -238,7 +238,7 @@ func (w *world) evicting(n *node, at time.Time) {
 // runsJobs reports whether a pod of a Job is on the node, for which a drain may wait.
 func (w *world) runsJobs(n *node) bool {
 	for key := range n.pods {
-		if p := w.pods[key].p; p.Owner != nil && p.Owner.Kind == "Job" && !(p.Deleting && !w.pods[key].evicted) {
+		if p := w.pods[key].p; p.Owner != nil && p.Owner.Kind == "Job" && (!p.Deleting || w.pods[key].evicted) {
 			return true
 		}
 	}
