@@ -44,7 +44,8 @@ func Settle(situation State, decided Result, before, after State) State {
 	s.Requests, s.Holds, s.Pauses, s.Claims = nil, nil, nil, nil
 	for _, d := range decided.Drains {
 		delete(s.Drains, d.Node)
-		if since, ok := situation.Unneeded[d.Node]; ok {
+		// A node that people have emptied is emptied for both.
+		if since, ok := situation.Unneeded[d.Node]; ok && d.Goal == GoalRemove {
 			s.Unneeded[d.Node] = since // it stays, as unneeded as it was
 		}
 	}
@@ -76,7 +77,9 @@ func removals(counted []time.Time, before, after State) []time.Time {
 	}
 	for _, node := range sortedKeys(before.Drains) {
 		d := before.Drains[node]
-		if _, lasts := after.Drains[node]; !lasts && d.CancelledAt.IsZero() && after.Pools[d.Pool].RemovalFailedAt.Equal(after.Now) {
+		now, drained := after.Drains[node]
+		over := !drained || !now.DecidedAt.Equal(d.DecidedAt) // or decided anew at once
+		if over && d.CancelledAt.IsZero() && after.Pools[d.Pool].RemovalFailedAt.Equal(after.Now) {
 			not(d.DecidedAt) // it came to nothing
 		}
 	}

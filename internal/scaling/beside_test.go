@@ -23,7 +23,7 @@ func newBeside(s *setup, candidate Policy) *beside {
 
 func (b *beside) judge() (live, candidate Result) {
 	b.t.Helper()
-	b.own.Alerts = cloneMap(b.state.Alerts) // the same facts
+	b.own.Alerts, b.own.Signals = cloneMap(b.state.Alerts), cloneMap(b.state.Signals) // the same facts
 	before := b.state
 	live = b.evaluate()
 	situation := b.own.Situation(before)
@@ -80,7 +80,7 @@ func TestWhatACandidateDecidesIsNotKeptWhateverItIs(t *testing.T) {
 				require.Contains(rt, b.state.Drains, node, "a drain that nobody asked for")
 			}
 			for _, d := range candidate.Drains {
-				if since, ok := unneeded[d.Node]; ok {
+				if since, ok := unneeded[d.Node]; ok && d.Goal == GoalRemove {
 					require.Equal(rt, since, b.own.Unneeded[d.Node], "it stays, as unneeded as it was")
 				}
 			}
@@ -118,4 +118,7 @@ func TestRemovalsOfThePolicyInForceCountForTheCandidatesLimit(t *testing.T) {
 		Pools: map[string]PoolState{"b": {RemovalFailedAt: at}}}
 	counted := []time.Time{at.Add(-time.Hour), t0, t0.Add(time.Second), t0.Add(2 * time.Second)}
 	require.Equal(t, []time.Time{t0, t0.Add(3 * time.Second), at}, removals(counted, before, after))
+
+	after.Drains["failed"] = Drain{Node: "failed", Pool: "b", DecidedAt: at} // never taken up, and decided anew
+	require.Equal(t, []time.Time{t0, t0.Add(3 * time.Second), at, at}, removals(counted, before, after))
 }
