@@ -7,30 +7,38 @@ import (
 	"fmt"
 	"reflect"
 	"strings"
-
-	"github.com/k3s-autoscaler/k3s-autoscaler/events"
 )
 
 // Candidate reads and checks the file at path as LoadPolicy does, and returns what
-// decisions follow of it (clusters, pools, policy), every reference resolved and
-// every default filled in, as a configuration of its own that ParseCandidate reads.
-// Settings of providers, credentials and everything else stay behind.
+// decisions follow of it (clusters, pools, policy), every reference resolved, as a
+// configuration of its own that ParseCandidate reads. What the file leaves out is
+// left out: whoever reads it fills in the defaults, as of the file itself. Settings
+// of providers, credentials, addresses and everything else stay behind.
 func Candidate(path string) ([]byte, error) {
 	c, err := LoadPolicy(path)
 	if err != nil {
 		return nil, err
 	}
-	var clusters []Cluster
-	for _, cl := range c.Clusters {
-		x := Cluster{Name: cl.Name, Kubeconfig: InCluster} // a configuration has one
-		for _, p := range cl.Pools {
-			p.Docker = nil
-			x.Pools = append(x.Pools, p)
+	p := plainer{c.src}
+	var clusters []any
+	for i, cl := range c.Clusters {
+		at := fmt.Sprintf("clusters[%d]", i)
+		var pools []any
+		for j, pool := range cl.Pools {
+			x := p.structure(reflect.ValueOf(pool), fmt.Sprintf("%s.pools[%d]", at, j))
+			delete(x, "docker")
+			pools = append(pools, x)
+		}
+		x := map[string]any{"name": cl.Name, "kubeconfig": InCluster, "pools": pools} // a configuration has a kubeconfig
+		if cl.Prometheus != nil {
+			// That there is one, and how long it may take, is what rules with a query
+			// are checked against.
+			x["prometheus"] = map[string]any{"url": "http://prometheus", "timeout": cl.Prometheus.Timeout.String()}
 		}
 		clusters = append(clusters, x)
 	}
 	// The keys are those of Config.
-	out, err := json.Marshal(map[string]any{"clusters": plainValue(reflect.ValueOf(clusters)), "policy": plainValue(reflect.ValueOf(c.Decision))})
+	out, err := json.Marshal(map[string]any{"clusters": clusters, "policy": p.structure(reflect.ValueOf(c.Decision), "policy")})
 	if err != nil {
 		return nil, fmt.Errorf("encode the policy of %s: %w", path, err)
 	}
@@ -47,12 +55,35 @@ func ParseCandidate(name string, data []byte) (*Config, error) {
 // errReference is why a candidate holds no references.
 var errReference = errors.New("refers to the environment or to a file, which a candidate policy can't: write the value itself")
 
-// plainValue is a value as the decoder reads it: what would be absent in a file is.
-func plainValue(v reflect.Value) any {
+// plainer turns values back into what the decoder reads.
+type plainer struct{ src *source }
+
+// structure returns the keys of a struct that the file has.
+func (p plainer) structure(v reflect.Value, path string) map[string]any {
+	out := map[string]any{}
+	for i := range v.NumField() {
+		name, ok := v.Type().Field(i).Tag.Lookup("yaml")
+		if at := join(path, name); ok && p.src.has(at) {
+			if x := p.value(v.Field(i), at); x != nil {
+				out[name] = x
+			}
+		}
+	}
+	return out
+}
+
+// value returns nil for a key without a value.
+func (p plainer) value(v reflect.Value, path string) any {
 	if v.Kind() == reflect.Pointer {
-		return plainValue(v.Elem())
+		if v.IsNil() {
+			return nil
+		}
+		return p.value(v.Elem(), path)
 	}
 	if m, ok := v.Interface().(encoding.TextMarshaler); ok {
+		if v.IsZero() && v.CanInt() { // a duration or an amount is positive
+			return nil
+		}
 		text, err := m.MarshalText()
 		if err != nil {
 			panic(fmt.Sprintf("config: %v", err)) // our own types never fail
@@ -61,19 +92,11 @@ func plainValue(v reflect.Value) any {
 	}
 	switch v.Kind() {
 	case reflect.Struct:
-		out := map[string]any{}
-		for i := range v.NumField() {
-			name, ok := v.Type().Field(i).Tag.Lookup("yaml")
-			if !ok || absentValue(v.Field(i)) {
-				continue
-			}
-			out[name] = plainValue(v.Field(i))
-		}
-		return out
+		return p.structure(v, path)
 	case reflect.Slice:
 		out := make([]any, v.Len())
 		for i := range out {
-			out[i] = plainValue(v.Index(i))
+			out[i] = p.value(v.Index(i), fmt.Sprintf("%s[%d]", path, i))
 		}
 		return out
 	case reflect.String:
@@ -81,17 +104,4 @@ func plainValue(v reflect.Value) any {
 	default:
 		return v.Interface()
 	}
-}
-
-// absentValue reports whether a value can only be that of a key that is absent: a
-// duration is positive, a text that is empty has no default.
-func absentValue(v reflect.Value) bool {
-	switch v.Kind() {
-	case reflect.Pointer, reflect.Slice, reflect.Map:
-		return v.IsNil()
-	case reflect.String:
-		return v.Len() == 0
-	}
-	d, ok := v.Interface().(events.Duration)
-	return ok && d == 0
 }

@@ -24,6 +24,7 @@ func TestACandidateCarriesThePolicyAndNothingElse(t *testing.T) {
     actor_kubeconfig: /elsewhere/actor
     server_url: https://k3s:6443
     token_file: /elsewhere/join-token
+    prometheus: {url: "https://elsewhere:9090", timeout: 3s, username: secret, password_file: /elsewhere/password}
     pools:
       - name: workers
         provider: docker
@@ -41,6 +42,9 @@ func TestACandidateCarriesThePolicyAndNothingElse(t *testing.T) {
       - {name: none, provider: simulated, max: 0, cpu: 1, memory: 1Gi}
 policy:
   alert_rules: [{name: queue, match: ['alertname="Queue<>Backlog"'], pool: workers, direction: up}]
+  metric_rules:
+    - {name: backlog, pool: workers, query: "sum(queue) < bool 3", interval: 10s, threshold: {at_least: 0, delta: 1}}
+    - {name: pushed, pool: workers, signal: depth, scale_down: true, scale_up: false, fixed: 0}
   expendable_pods_priority_cutoff: 0
   max_unready_count: 0
 api: {token_files: [/elsewhere/api.token]}
