@@ -61,6 +61,7 @@ type seat struct {
 func seatsOn(c *PodClass, nodes []*simNode, fits func(*simNode) bool) *seats {
 	s := &seats{class: c, asks: c.Requests.asks(), at: map[*simNode]int{}, wide: map[string]burden{}}
 	s.unit = make([]int64, len(s.asks))
+	all := make([]int64, len(s.asks)*len(nodes))
 	for _, n := range nodes {
 		if !fits(n) {
 			continue
@@ -69,10 +70,11 @@ func seatsOn(c *PodClass, nodes []*simNode, fits func(*simNode) bool) *seats {
 		if c.NeverPreempts {
 			free = n.unused()
 		}
-		x := seat{node: n, slack: make([]int64, len(s.asks)), burden: burden{whole: c.Requests.places(free)}}
+		x := seat{node: n, slack: all[:len(s.asks):len(s.asks)], burden: burden{whole: c.Requests.places(free)}}
 		for i, r := range s.asks {
 			x.slack[i] = free.amount(r) - c.Requests.amount(r)
 		}
+		all = all[len(s.asks):]
 		s.at[n] = len(s.list)
 		s.list = append(s.list, x)
 	}

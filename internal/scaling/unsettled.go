@@ -32,7 +32,16 @@ type roamer struct {
 	seats *seats
 	load  burden
 	each  []burden
+	// failed counts the candidates in a row for which the class was looked at anew
+	// in vain.
+	failed int
 }
+
+// maxFailed is how many candidates in a row a class is looked at anew for, each of
+// which asks every node. Where that many were in vain room is short as such, and what
+// is remembered is enough to go by until fewer pods are on their way: only nodes that
+// might have gone stay. It is more than most clusters have nodes.
+const maxFailed = 64
 
 // unsettle takes the pods that are to come off the nodes where the simulation has
 // put them. Those of nodes that leave already and those that wait must still find a
@@ -241,8 +250,15 @@ func (u *unsettled) uncertain(n *simNode, own []*roamer) *leftover {
 		if _, done := fresh[r]; done || first != nil || r.must == 0 || u.certain(r, n) {
 			return
 		}
+		if r.failed >= maxFailed {
+			first = r
+			return
+		}
 		s, ok := u.surely(r, targets)
-		if fresh[r] = s; !ok {
+		if fresh[r] = s; ok {
+			r.failed = 0
+		} else {
+			r.failed++
 			first = r
 		}
 	}
