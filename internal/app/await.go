@@ -51,9 +51,18 @@ func (a *App) awaitBus(ctx context.Context, o bus.Options) (*bus.Bus, error) {
 	}
 }
 
-// noAnswer reports whether no server answered, or none that is ready yet. A stream
-// that does not exist, or a server without JetStream, will not come by waiting.
+// codeNotReady is what a server says until its cluster has elected a leader
+// (JSClusterNotAvailErr of nats-server).
+const codeNotReady jetstream.ErrorCode = 10008
+
+// noAnswer reports whether no server answered, or none that is ready yet. What a
+// server refuses, such as more replicas than there are servers, will not come by
+// waiting.
 func noAnswer(err error) bool {
+	var refused *jetstream.APIError
+	if errors.As(err, &refused) && refused.ErrorCode != codeNotReady {
+		return false
+	}
 	return errors.Is(err, bus.ErrUnavailable) && !errors.Is(err, jetstream.ErrStreamNotFound) && !errors.Is(err, jetstream.ErrJetStreamNotEnabled) &&
 		!errors.Is(err, context.Canceled)
 }
