@@ -280,7 +280,7 @@ func (h *Shadow) judge(ctx context.Context, d bus.Delivery, in any, v *shadowVie
 	situation := rec.Own.Situation(live.situation)
 	seed := scaling.Seed{Event: fmt.Sprintf("%s/%s@%d", rec.ID, d.Event.ID(), d.Sequence), ID: events.ID, NodeName: events.NodeName}
 	decided := scaling.Evaluate(live.at, rec.policy(), situation, live.observation, seed)
-	rec.Own = scaling.Settle(situation, decided, live.situation, live.result.State)
+	rec.Own = scaling.Settle(situation, decided, live.result)
 	said := rec.compare(d, live.at, live.result.Decisions, decided.Decisions, h.version)
 	for _, p := range said {
 		if err := t.Emit(p, bus.DryRun(true)); err != nil {
