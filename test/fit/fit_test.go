@@ -224,7 +224,7 @@ var harmless = []string{"nominated nodes", "scheduling gates", "other schedulers
 
 // As for new nodes: only the cases are looked at in which the constraint decides.
 func TestARemovalThatIgnoresAConstraintIsCaught(t *testing.T) {
-	first, n := number(t, "FIT_SEED", 1), min(number(t, "FIT_CASES", 2000), 600)
+	first, n := number(t, "FIT_SEED", 1), number(t, "FIT_CASES", 2000)
 	var mu sync.Mutex
 	sums, cases := map[string]*Removal{}, map[string]int{}
 	for _, k := range RemovalConstraints() {
@@ -253,7 +253,7 @@ func TestARemovalThatIgnoresAConstraintIsCaught(t *testing.T) {
 	for _, k := range RemovalConstraints() {
 		sum := sums[k.Name]
 		t.Logf("%-20s in %d cases: of %d pods that move %.0f %% are stranded", k.Name, cases[k.Name], sum.Moved, share(len(sum.Stranded), sum.Moved))
-		if n >= 500 && !slices.Contains(harmless, k.Name) {
+		if n >= 2000 && !slices.Contains(harmless, k.Name) {
 			assert.GreaterOrEqual(t, share(len(sum.Stranded), sum.Moved), 2.0, "nobody noticed that %s were ignored", k.Name)
 		}
 	}
