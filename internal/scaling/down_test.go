@@ -1,6 +1,7 @@
 package scaling
 
 import (
+	"slices"
 	"testing"
 	"time"
 
@@ -395,6 +396,24 @@ func TestADrainIsCalledOffWhenNewDemandNeedsTheNode(t *testing.T) {
 		s.pods("small", "a-1", 1)
 		res := s.evaluate()
 		require.Equal(t, []string{"a-2"}, cancelled(res))
+	})
+	t.Run("because not all of its own pods fit elsewhere", func(t *testing.T) {
+		t.Parallel()
+		s := draining(t)
+		s.class("small", 60)
+		s.pods("small", "a-2", 2)
+		require.Equal(t, []string{"a-2"}, cancelled(s.evaluate()))
+	})
+	t.Run("because a pod of its own would be alone elsewhere", func(t *testing.T) {
+		t.Parallel()
+		s := draining(t)
+		s.class("leader", 10)
+		s.class("follower", 20).PodAffinity = by(corev1.LabelHostname, "leader")
+		s.pods("follower", "a-2", 1)
+		s.pods("leader", "a-2", 1)
+		require.Empty(t, s.evaluate().Cancels, "they go together")
+		s.obs.Pods = slices.DeleteFunc(s.obs.Pods, func(p Pod) bool { return p.Class == "leader" })
+		require.Equal(t, []string{"a-2"}, cancelled(s.evaluate()))
 	})
 	t.Run("not after the point of no return", func(t *testing.T) {
 		t.Parallel()

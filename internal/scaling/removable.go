@@ -202,8 +202,6 @@ type leftover struct {
 // otherwise nothing is taken and the pod that is left over is returned.
 func (e *evaluation) rehome(n *simNode, targets []*simNode) *leftover {
 	pods := e.byShare(e.world.toMove(n))
-	was := n.attached
-	e.world.detach(n)
 	moved := &moves{w: e.world}
 	from := map[*PodClass]int{} // see home
 	undo := func() {
@@ -211,9 +209,6 @@ func (e *evaluation) rehome(n *simNode, targets []*simNode) *leftover {
 			m.to.coming = m.to.coming[:len(m.to.coming)-1]
 		}
 		moved.undo(0)
-		if was {
-			e.world.attach(n)
-		}
 	}
 	for len(pods) > 0 {
 		var waiting []*Pod // for others to be where they want to go
