@@ -45,10 +45,10 @@ chaos: ## 40 fresh schedules of faults (killed, frozen, cut off …) on real pro
 	CHAOS_SCHEDULES=40 go test -count=1 -timeout 15m -v -run 'ChaosLoses' ./bus | grep --line-buffered -v -e '^=== '
 
 # Packages with tests on real parts. They share one cluster, so one at a time.
-E2E := ./test/e2e/... ./internal/provider/docker/... ./internal/collector/... ./internal/kube/... ./alerting/... ./test/fit/live
+E2E := ./test/e2e/... ./internal/provider/docker/... ./internal/collector/... ./internal/kube/... ./alerting/...
 
 .PHONY: e2e
-e2e: ## The main job on a real API server, Docker, Prometheus and JetStream (builds and starts them); 150 decisions and 50 removals by a real scheduler
+e2e: ## The main job on a real API server, Docker, Prometheus and JetStream (builds and starts them)
 	@echo "== end-to-end: builds what is missing (about 10 minutes the first time, then cached), as root on Debian"
 	go run ./test/env/cmd/testenv build
 	go test -tags e2e -count=1 -timeout 20m -v ./test/env
@@ -71,16 +71,19 @@ fit: ## The fit simulation against the scheduler's own framework on 2,000 random
 	@echo "== fit simulation against kube-scheduler's framework (the first build takes minutes)"
 	go test -tags fit -count=1 -timeout 30m -v ./test/fit
 
+.PHONY: fit-live
+fit-live: ## The fit simulation against a real kube-scheduler: 150 decisions (FIT_CASES) and 50 removals (FIT_REMOVALS); not in CI yet
+	go run ./test/env/cmd/testenv build
+	go run ./test/env/cmd/testenv up >/dev/null
+	@trap 'go run ./test/env/cmd/testenv down' EXIT; go test -tags e2e -count=1 -timeout 6h -v ./test/fit/live
+
 .PHONY: soak
 soak: ## Repeat what depends on chance, with a report in docs/soak.md: schedules of faults, properties of decisions and snapshots, decisions and removals by a real scheduler
 	CHAOS_SCHEDULES=200 CHAOS_PRODUCTION=10 CHAOS_REPORT=$(CURDIR)/docs/soak.md CHAOS_COMMIT=$(VERSION) \
 	  go test -count=1 -timeout 3h -v -run 'ChaosLoses' ./bus | grep --line-buffered -v -e '^=== '
 	go test -count=25 -timeout 60m -run 'Processes|Frozen|Killed' ./bus
 	go test -count=1 -timeout 60m -v ./internal/scaling ./events -rapid.checks=10000 | grep --line-buffered -e evaluations -e 'rapid' -e '^ok' -e FAIL
-	go run ./test/env/cmd/testenv build
-	go run ./test/env/cmd/testenv up >/dev/null
-	@trap 'go run ./test/env/cmd/testenv down' EXIT; \
-	  FIT_CASES=2000 FIT_REMOVALS=500 go test -tags e2e -count=1 -timeout 6h -v ./test/fit/live
+	FIT_CASES=2000 FIT_REMOVALS=500 $(MAKE) fit-live
 
 .PHONY: bench
 bench: ## Measure every promised figure (median of 5) beside its target, about 40 minutes; needs what e2e needs; exit 1 on a clear miss
