@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -50,10 +51,48 @@ func (p *prometheusOf) Query(ctx context.Context, q string) (float64, error) {
 	return p.values[q], nil
 }
 
+// when is when a query was asked.
+func (p *prometheusOf) when(q string) []time.Time {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return slices.Clone(p.asked[q])
+}
+
+// queries is how many different ones were asked.
+func (p *prometheusOf) queries() int {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return len(p.asked)
+}
+
+func (p *prometheusOf) atATime() int {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.most
+}
+
 func (p *prometheusOf) set(change func(p *prometheusOf)) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	change(p)
+}
+
+// logOf is a log that can be read while it is written.
+type logOf struct {
+	mu   sync.Mutex
+	text strings.Builder
+}
+
+func (l *logOf) Write(b []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.text.Write(b)
+}
+
+func (l *logOf) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.text.String()
 }
 
 // policyOf is a policy that the test can change.
@@ -83,7 +122,8 @@ type queryBundle struct {
 	policy *policyOf
 	bus    *bus
 	reg    *prometheus.Registry
-	log    *strings.Builder
+	log    *logOf
+	start  func()
 	stop   func()
 	read   int
 }
@@ -96,7 +136,7 @@ func query(name string, seconds int) events.MetricRule {
 func queries(t *testing.T, edit func(*collector.QueryOptions), rules ...events.MetricRule) *queryBundle {
 	t.Helper()
 	b := &queryBundle{t: t, prom: &prometheusOf{values: map[string]float64{}, errs: map[string]error{}, asked: map[string][]time.Time{}},
-		policy: &policyOf{}, bus: &bus{ids: map[string]bool{}}, reg: prometheus.NewRegistry(), log: &strings.Builder{}}
+		policy: &policyOf{}, bus: &bus{ids: map[string]bool{}}, reg: prometheus.NewRegistry(), log: &logOf{}}
 	b.policy.set(nil, rules...)
 	o := collector.QueryOptions{Cluster: "home", Prometheus: b.prom, Policies: b.policy, Publisher: b.bus, Epoch: 3, Registerer: b.reg,
 		Logger: slog.New(slog.NewTextHandler(b.log, nil))}
@@ -107,8 +147,9 @@ func queries(t *testing.T, edit func(*collector.QueryOptions), rules ...events.M
 	require.NoError(t, err)
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
-	go func() { done <- q.Run(ctx) }()
-	b.stop = sync.OnceFunc(func() { cancel(); require.NoError(t, <-done) })
+	// It begins when the test lets time go by: what was set before counts from the start.
+	b.start = sync.OnceFunc(func() { go func() { done <- q.Run(ctx) }() })
+	b.stop = sync.OnceFunc(func() { b.start(); cancel(); require.NoError(t, <-done) })
 	t.Cleanup(b.stop)
 	return b
 }
@@ -116,6 +157,7 @@ func queries(t *testing.T, edit func(*collector.QueryOptions), rules ...events.M
 // after lets time go by and returns what was published meanwhile.
 func (b *queryBundle) after(d time.Duration) []events.SignalReceived {
 	b.t.Helper()
+	b.start()
 	time.Sleep(d)
 	synctest.Wait()
 	var out []events.SignalReceived
@@ -144,13 +186,13 @@ func TestAQueryIsAskedAtOnceAndThenAtItsInterval(t *testing.T) {
 		require.Equal(t, got[0].ObservedAt.Add(40*time.Second), got[0].ExpiresAt)
 		b.after(3 * time.Minute)
 		b.stop()
-		fast := b.prom.asked["fast()"]
+		fast := b.prom.when("fast()")
 		require.Len(t, fast, 19)
 		for i := 2; i < len(fast); i++ {
 			require.InDelta(t, 10, fast[i].Sub(fast[i-1]).Seconds(), 0.01)
 		}
-		require.Len(t, b.prom.asked["slow()"], 4)
-		require.Len(t, b.prom.asked, 2, "nothing is asked for a signal")
+		require.Len(t, b.prom.when("slow()"), 4)
+		require.Equal(t, 2, b.prom.queries(), "nothing is asked for a signal")
 	})
 }
 
@@ -207,12 +249,11 @@ func TestQueriesRunSomeAtATimeAndAreOnePublication(t *testing.T) {
 			rules = append(rules, query(fmt.Sprint("q", i), 60))
 		}
 		b := queries(t, func(o *collector.QueryOptions) { o.Parallel = 3 })
-		synctest.Wait() // it has seen that there are no rules yet, and looks again in 5 s
 		b.prom.set(func(p *prometheusOf) { p.takes = time.Second })
 		b.policy.set(nil, rules...)
-		require.Empty(t, b.after(8*time.Second), "the last of four rounds is under way")
+		require.Empty(t, b.after(3500*time.Millisecond), "the last of four rounds is under way")
 		require.Len(t, b.after(2*time.Second), 10)
-		require.Equal(t, 3, b.prom.most)
+		require.Equal(t, 3, b.prom.atATime())
 		all := b.bus.all()
 		require.Equal(t, all[0].at, all[9].at)
 	})
@@ -228,10 +269,10 @@ func TestThePolicyIsFollowed(t *testing.T) {
 		got := b.after(5 * time.Second)
 		require.Len(t, got, 2, "asked as soon as they are known")
 		require.Equal(t, events.QueryDigest("other()"), got[1].Query)
-		was := len(b.prom.asked["old()"])
+		was := len(b.prom.when("old()"))
 		b.policy.set(errors.New("no bus"))
 		require.NotEmpty(t, b.after(time.Minute), "those of the last known one are asked")
-		require.Len(t, b.prom.asked["old()"], was)
+		require.Len(t, b.prom.when("old()"), was)
 		require.Equal(t, 1, strings.Count(b.log.String(), "policy can't be read"))
 	})
 }
