@@ -372,21 +372,22 @@ func TestNothingIsOverwrittenAndNothingIsLeftOfAFailure(t *testing.T) {
 
 func TestOtherProgramsReadABundle(t *testing.T) {
 	t.Parallel()
-	for _, program := range []string{"tar", "zstd", "sha256sum"} {
-		if _, err := exec.LookPath(program); err != nil {
-			t.Skip("needs " + program)
-		}
-	}
 	path, manifest := export(t, story(t))
 	dir := t.TempDir()
-	run := func(name string, args ...string) {
+	run := func(in io.Reader, name string, args ...string) {
 		c := exec.CommandContext(t.Context(), name, args...)
-		c.Dir = dir
+		c.Dir, c.Stdin = dir, in
 		out, err := c.CombinedOutput()
 		require.NoError(t, err, "%s", out)
 	}
-	run("tar", "--zstd", "-xf", path)
-	run("sha256sum", "-c", "SHA256SUMS")
+	f, err := os.Open(path)
+	require.NoError(t, err)
+	defer f.Close()
+	plain, err := zstd.NewReader(f) // the program of that name is not on every machine
+	require.NoError(t, err)
+	defer plain.Close()
+	run(plain, "tar", "-xf", "-")
+	run(nil, "sha256sum", "-c", "SHA256SUMS")
 	raw, err := os.ReadFile(filepath.Join(dir, eventsName))
 	require.NoError(t, err)
 	ls := bytes.Split(bytes.TrimSuffix(raw, []byte("\n")), []byte("\n"))
