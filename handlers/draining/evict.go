@@ -76,25 +76,32 @@ type outcome struct {
 	gone    bool
 }
 
-// evictRound looks at the node and asks for what can leave to leave. It commits
-// which evictions it is about to ask for, asks, and commits what came of it.
-func (h *Handler) evictRound(ctx context.Context, l *lease) error {
+// occupants reads the pods that have to leave the node. settled says that the node is gone,
+// or another of the same name: that is recorded, and nothing is left to do.
+func (h *Handler) occupants(ctx context.Context, l *lease) (c Cluster, here []Pod, settled bool, err error) {
 	d := l.Record()
-	c, err := h.cluster(l.Key().Cluster)
-	if err != nil {
-		return err
+	if c, err = h.cluster(l.Key().Cluster); err != nil {
+		return nil, nil, false, err
 	}
 	node, err := c.Node(ctx, d.Node)
 	switch {
 	case errors.Is(err, ErrNotFound):
-		return h.gone(ctx, l)
+		return nil, nil, true, h.gone(ctx, l)
 	case err != nil:
-		return fmt.Errorf("look at the node: %w", err)
+		return nil, nil, false, fmt.Errorf("look at the node: %w", err)
 	case d.ClaimID != "" && node.ClaimID != d.ClaimID:
-		return h.notOurs(ctx, l, node)
+		return nil, nil, true, h.notOurs(ctx, l, node)
 	}
-	here, err := moving(ctx, c, d.Node)
-	if err != nil {
+	here, err = moving(ctx, c, d.Node)
+	return c, here, false, err
+}
+
+// evictRound looks at the node and asks for what can leave to leave. It commits
+// which evictions it is about to ask for, asks, and commits what came of it.
+func (h *Handler) evictRound(ctx context.Context, l *lease) error {
+	d := l.Record()
+	c, here, settled, err := h.occupants(ctx, l)
+	if err != nil || settled {
 		return err
 	}
 	if len(here) == 0 {

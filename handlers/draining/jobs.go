@@ -2,7 +2,6 @@ package draining
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"slices"
 	"time"
@@ -24,21 +23,8 @@ func (h *Handler) finishJobs(ctx context.Context, l *lease) error {
 	if d.JobsWithin <= 0 {
 		return h.beginEvicting(ctx, l)
 	}
-	c, err := h.cluster(l.Key().Cluster)
-	if err != nil {
-		return err
-	}
-	node, err := c.Node(ctx, d.Node)
-	switch {
-	case errors.Is(err, ErrNotFound):
-		return h.gone(ctx, l)
-	case err != nil:
-		return fmt.Errorf("look at the node: %w", err)
-	case d.ClaimID != "" && node.ClaimID != d.ClaimID:
-		return h.notOurs(ctx, l, node)
-	}
-	here, err := moving(ctx, c, d.Node)
-	if err != nil {
+	_, here, settled, err := h.occupants(ctx, l)
+	if err != nil || settled {
 		return err
 	}
 	jobs := refsOf(slices.DeleteFunc(slices.Clone(here), func(p Pod) bool { return !ofJob(p) || p.Deleting }))
