@@ -11,7 +11,7 @@ const MaxSignalName = 100
 // Where the value of a SignalReceived comes from.
 const (
 	SignalPushed  = "push"  // also when the source is absent
-	SignalQueried = "query" // the collector asked Prometheus; the name is that of the rule
+	SignalQueried = "query" // the collector asked Prometheus; the name is that of a rule that has the query
 )
 
 // SignalReceived is one value of a metric. A nil value is unknown, not zero.
@@ -24,8 +24,8 @@ type SignalReceived struct {
 	Actor      string            `json:"actor,omitempty"` // who pushed it
 	ObservedAt time.Time         `json:"observed_at"`     // when it was measured
 	ExpiresAt  time.Time         `json:"expires_at"`      // from then on it is unknown
-	// Query is the digest of the query that it answers, and Epoch that of the
-	// collector which asked: of two that ask, the one with the higher epoch counts.
+	// Query is the QueryDigest of what it answers, and Epoch that of the collector
+	// which asked: of two that ask, the one with the higher epoch counts.
 	Query string `json:"query,omitempty"`
 	Epoch int64  `json:"epoch,omitempty"`
 }
@@ -52,8 +52,11 @@ func (p SignalReceived) Validate() error {
 	return r.err()
 }
 
-// QueryDigest tells queries apart, in 12 characters.
-func QueryDigest(query string) string { return ID("query", query)[:12] }
+// QueryDigest tells queries apart, in 12 characters. The same query at another
+// interval is another one: rules that count its answers would count too many.
+func QueryDigest(query string, interval Duration) string {
+	return ID("query", query, interval.String())[:12]
+}
 
 // ValidateSignal checks the name of a signal: letters, digits and "_.:/-", so that
 // names of Prometheus and of most other systems are.

@@ -14,7 +14,7 @@ func (b *testBundle) signal(name string, value *float64, query string) {
 	b.t.Helper()
 	p := events.SignalReceived{Name: name, Value: value, ObservedAt: b.now, ExpiresAt: b.now.Add(time.Hour)}
 	if query != "" {
-		p.Source, p.Query, p.Epoch = events.SignalQueried, events.QueryDigest(query), 1
+		p.Source, p.Query, p.Epoch = events.SignalQueried, events.QueryDigest(query, events.Duration(time.Minute)), 1
 		if value == nil {
 			p.Reason = "connection refused"
 		}

@@ -289,6 +289,35 @@ func TestAnAlertThatOnlyTheCandidateKnowsIsItsOwn(t *testing.T) {
 	b.inStep()
 }
 
+func TestAQueryOfTheSameRuleIsAnsweredForEachPolicyByItself(t *testing.T) {
+	t.Parallel()
+	minute := events.Duration(time.Minute)
+	queue := func(query string) []events.MetricRule {
+		return []events.MetricRule{{Name: "queue", Pool: "a", Query: query, Interval: minute, StaleAfter: 5 * minute, MayAdd: true, PassThrough: true}}
+	}
+	b := newShadowBundle(t)
+	b.configure(func(c *events.ConfigApplied) { c.Policy.MetricRules = queue("live()") })
+	b.happens(b.full())
+	b.start(func(p *events.Policy) { p.MetricRules = queue("candidate()") })
+	answers := func(query string, v float64) {
+		b.now = b.now.Add(time.Second)
+		b.happens(events.SignalReceived{Name: "queue", Value: &v, Source: events.SignalQueried, Query: events.QueryDigest(query, minute), Epoch: 1,
+			ObservedAt: b.now, ExpiresAt: b.now.Add(time.Hour)})
+	}
+	answers("live()", 0)
+	answers("candidate()", 3)
+	require.Empty(t, payloads[events.NodeClaimed](b.testBundle), "the answer to the candidate's query is none to the policy in force")
+	said := payloads[events.ShadowDecided](b.testBundle)
+	last := said[len(said)-1]
+	require.Equal(t, events.EffectAdd, last.Effect)
+	require.Equal(t, "Metric", last.Candidate.Reason.Code)
+	require.Equal(t, 3, last.Candidate.Delta)
+	answers("live()", 1)
+	require.Len(t, payloads[events.NodeClaimed](b.testBundle), 1)
+	require.Equal(t, 1.0, *b.live().Core.Metrics["queue"].Value)
+	b.inStep()
+}
+
 func TestPoolsThatOnlyOneOfThemHasAreSaidToBe(t *testing.T) {
 	t.Parallel()
 	b := newShadowBundle(t)

@@ -63,7 +63,7 @@ func metricRule(o events.MetricRule) scaling.MetricRule {
 	out := scaling.MetricRule{Name: o.Name, Pool: o.Pool, Metric: o.Metric, Signal: o.Signal, Query: o.Query, Interval: o.Interval.Std(),
 		StaleAfter: o.StaleAfter.Std(), MayAdd: o.MayAdd, MayRemove: o.MayRemove, PassThrough: o.PassThrough, Fixed: o.Fixed}
 	if o.Query != "" {
-		out.QueryID = events.QueryDigest(o.Query)
+		out.QueryID = events.QueryDigest(o.Query, o.Interval)
 	}
 	if t := o.TargetValue; t != nil {
 		out.TargetValue = &scaling.TargetValue{Target: t.Target, DeadBand: t.DeadBand}

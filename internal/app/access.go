@@ -20,7 +20,7 @@ func access(role string) bus.Access {
 			ReadStates: []string{events.HandlerDecision, events.HandlerProvisioning, events.HandlerDraining, events.HandlerShadow}}
 	case RoleCollector:
 		return bus.Access{Name: role, Publishers: []string{"collector"}, State: RoleCollector,
-			ReadStates: []string{events.HandlerDecision, events.HandlerProvisioning, events.HandlerDraining}}
+			ReadStates: []string{events.HandlerDecision, events.HandlerProvisioning, events.HandlerDraining, events.HandlerShadow}}
 	case RoleDecision:
 		return bus.Access{Name: role, Publishers: []string{role}, Handler: events.HandlerDecision}
 	case RoleShadow:

@@ -14,13 +14,18 @@ import (
 
 // addQueries adds what asks Prometheus on behalf of the metric rules of a cluster.
 // Where to ask is this process's configuration; what to ask is the policy that
-// decision follows, so that both never speak of different rules for long.
+// decision follows, so that both never speak of different rules for long, and the
+// candidate that the shadow judges beside it.
 func (a *App) addQueries(ctx context.Context, c config.Cluster, epoch int64) error {
 	memory, err := bus.ReadState[decision.Record](ctx, a.bus, events.HandlerDecision)
 	if err != nil {
 		return fmt.Errorf("open decision's record: %w", err)
 	}
-	o := collector.QueryOptions{Cluster: c.Name, Policies: followedPolicy{memory, c.Name}, Publisher: a.bus, Epoch: epoch,
+	judged, err := bus.ReadState[decision.ShadowRecord](ctx, a.bus, events.HandlerShadow)
+	if err != nil {
+		return fmt.Errorf("open the shadow's record: %w", err)
+	}
+	o := collector.QueryOptions{Cluster: c.Name, Policies: policies{memory, judged, c.Name}, Publisher: a.bus, Epoch: epoch,
 		Clock: a.opts.Clock, Logger: a.opts.Logger, Registerer: a.opts.Registry}
 	if p := c.Prometheus; p != nil {
 		client, err := promql.New(promql.Options{URL: p.URL, TokenFile: p.TokenFile, Username: p.Username, PasswordFile: p.PasswordFile,
@@ -38,17 +43,27 @@ func (a *App) addQueries(ctx context.Context, c config.Cluster, epoch int64) err
 	return nil
 }
 
-// followedPolicy is the policy of a cluster that decision follows.
-type followedPolicy struct {
+// policies are those of a cluster that are followed or judged.
+type policies struct {
 	memory  *bus.State[decision.Record]
+	judged  *bus.State[decision.ShadowRecord]
 	cluster string
 }
 
-// Policy implements collector.Policies.
-func (p followedPolicy) Policy(ctx context.Context) (events.Policy, bool, error) {
-	r, ok, err := p.memory.Get(ctx, bus.Key{Cluster: p.cluster, Name: events.ClusterKey})
+// Policies implements collector.Policies.
+func (p policies) Policies(ctx context.Context) ([]events.Policy, error) {
+	k := bus.Key{Cluster: p.cluster, Name: events.ClusterKey}
+	r, ok, err := p.memory.Get(ctx, k)
 	if err != nil || !ok || r.State.Config == nil {
-		return events.Policy{}, false, err
+		return nil, err
 	}
-	return r.State.Config.Policy, true, nil
+	out := []events.Policy{r.State.Config.Policy}
+	c, ok, err := p.judged.Get(ctx, k)
+	if err != nil {
+		return out, fmt.Errorf("read the candidate policy of cluster %s: %w", p.cluster, err)
+	}
+	if ok {
+		out = append(out, c.State.Started.Policy)
+	}
+	return out, nil
 }

@@ -30,10 +30,12 @@ type Prometheus interface {
 	Query(ctx context.Context, query string) (float64, error)
 }
 
-// Policies is where the policy that decision follows comes from.
+// Policies is where the policies come from whose queries are asked.
 type Policies interface {
-	// Policy returns the one in force; false before the first.
-	Policy(ctx context.Context) (events.Policy, bool, error)
+	// Policies returns the one that decision follows, and the candidate that is judged
+	// beside it, if there is one. With an error it returns those that could be read:
+	// none unless the one in force could.
+	Policies(ctx context.Context) ([]events.Policy, error)
 }
 
 // QueryOptions configure Queries. Cluster, Policies, Publisher and Epoch are
@@ -83,13 +85,14 @@ func (o *QueryOptions) complete() error {
 	return errors.Join(errs...)
 }
 
-// Queries asks Prometheus the queries of the metric rules of one cluster, and
-// publishes what it says as signal.received.
+// Queries asks Prometheus the queries of the metric rules of one cluster, those of
+// a candidate policy among them, and publishes what it says as signal.received. A
+// query that several rules have at one interval is asked once.
 //
-// Rules of one interval are asked together, at instants that depend on the cluster
+// Queries of one interval are asked together, at instants that depend on the cluster
 // alone, so that many clusters do not ask one Prometheus at once. What was
 // published is repeated when it differs, when half of the time has passed after
-// which decision would call it stale, or always when the rule counts points. An
+// which decision would call it stale, or always when a rule counts points. An
 // error is published as unknown at once: nobody has to wait for a timeout to know
 // that nothing is known.
 type Queries struct {
@@ -98,21 +101,42 @@ type Queries struct {
 	metrics *queryInstruments
 
 	// Of the loop alone.
-	rules     map[string]*asked // by name of the rule
-	policyAt  time.Time         // when the policy is looked for next
+	queries   map[string]*asked // by digest
+	policyAt  time.Time         // when the policies are looked for next
 	noPolicy  bool              // that failed, and was said
 	unheard   bool              // the bus did not acknowledge, and that was said
 	published uint64            // for the ids of events
 }
 
-// asked is a rule with what is known of its query.
+// asked is a query with what is known of it.
 type asked struct {
-	rule   events.MetricRule
+	wanted
 	next   time.Time // when it is due
 	failed bool      // the last answer was none, and that was said
 	// What decision was told last.
 	toldAt time.Time // zero: nothing yet
 	told   *float64
+}
+
+// wanted is a query that rules have.
+type wanted struct {
+	rule     string // the name of the first of them
+	query    string
+	digest   string
+	interval time.Duration
+	good     time.Duration // the longest stale_after: so long an answer may be of use
+	repeat   time.Duration // an answer that has not changed is repeated after so long
+	points   bool          // one of them counts answers
+}
+
+// add notes one more rule that has the query.
+func (w *wanted) add(r events.MetricRule) {
+	stale := r.StaleAfter.Std()
+	if w.rule == "" {
+		w.rule, w.query, w.interval, w.repeat = r.Name, r.Query, r.Interval.Std(), stale/2
+	}
+	w.good, w.repeat = max(w.good, stale), min(w.repeat, stale/2)
+	w.points = w.points || r.Threshold != nil
 }
 
 // answered is what came of one query.
@@ -128,7 +152,7 @@ func NewQueries(o QueryOptions) (*Queries, error) {
 	if err := o.complete(); err != nil {
 		return nil, fmt.Errorf("queries: %w", err)
 	}
-	return &Queries{o: o, log: o.Logger.With("cluster", o.Cluster), metrics: newQueryInstruments(), rules: map[string]*asked{}}, nil
+	return &Queries{o: o, log: o.Logger.With("cluster", o.Cluster), metrics: newQueryInstruments(), queries: map[string]*asked{}}, nil
 }
 
 // Run asks and publishes until ctx ends. Run it once.
@@ -158,20 +182,23 @@ func (q *Queries) step(ctx context.Context) time.Duration {
 	}
 	now := q.o.Clock.Now()
 	var due []*asked
-	for _, name := range slices.Sorted(maps.Keys(q.rules)) {
-		if a := q.rules[name]; !a.next.After(now) {
+	for _, a := range q.queries {
+		if !a.next.After(now) {
 			due = append(due, a)
 		}
 	}
+	slices.SortFunc(due, func(x, y *asked) int {
+		return cmp.Or(cmp.Compare(x.rule, y.rule), cmp.Compare(x.digest, y.digest))
+	})
 	if len(due) > 0 {
 		q.publish(ctx, q.ask(ctx, due))
 	}
 	now = q.o.Clock.Now()
 	next := q.policyAt
 	for _, a := range due {
-		a.next = slot(q.o.Cluster, a.rule.Interval.Std(), now)
+		a.next = slot(q.o.Cluster, a.interval, now)
 	}
-	for _, a := range q.rules {
+	for _, a := range q.queries {
 		next = earliest(next, a.next)
 	}
 	return max(next.Sub(now), time.Millisecond)
@@ -187,36 +214,39 @@ func slot(cluster string, interval time.Duration, now time.Time) time.Time {
 	return now.Add(interval - since%interval)
 }
 
-// learn looks for another policy.
+// learn looks for other policies.
 func (q *Queries) learn(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, q.o.PublishTimeout)
 	defer cancel()
-	p, ok, err := q.o.Policies.Policy(ctx)
-	if err != nil {
-		if !q.noPolicy && ctx.Err() == nil {
-			q.noPolicy = true
-			q.log.WarnContext(ctx, "policy can't be read; the queries of the last known one are asked", "err", err)
+	policies, err := q.o.Policies.Policies(ctx)
+	if err != nil && !q.noPolicy && ctx.Err() == nil {
+		q.log.WarnContext(ctx, "a policy can't be read; the queries of those that can are asked, or of the last known ones", "err", err)
+	}
+	q.noPolicy = err != nil
+	if len(policies) == 0 {
+		return
+	}
+	all := map[string]wanted{}
+	for _, p := range policies {
+		for _, r := range p.MetricRules {
+			if r.Query == "" {
+				continue
+			}
+			digest := events.QueryDigest(r.Query, r.Interval)
+			w := all[digest]
+			w.digest = digest
+			w.add(r)
+			all[digest] = w
 		}
-		return
 	}
-	q.noPolicy = false
-	if !ok {
-		return
-	}
-	wanted := map[string]bool{}
-	for _, r := range p.MetricRules {
-		if r.Query == "" {
+	for digest, w := range all {
+		if a := q.queries[digest]; a != nil {
+			a.wanted = w
 			continue
 		}
-		wanted[r.Name] = true
-		a := q.rules[r.Name]
-		if a == nil || a.rule.Query != r.Query || a.rule.Interval != r.Interval {
-			a = &asked{next: q.o.Clock.Now()} // decision waits for its answer
-			q.rules[r.Name] = a
-		}
-		a.rule = r
+		q.queries[digest] = &asked{wanted: w, next: q.o.Clock.Now()} // decision waits for its answer
 	}
-	maps.DeleteFunc(q.rules, func(name string, _ *asked) bool { return !wanted[name] })
+	maps.DeleteFunc(q.queries, func(digest string, _ *asked) bool { _, is := all[digest]; return !is })
 }
 
 // ask sends the queries, some at a time, and waits for all of them.
@@ -241,7 +271,7 @@ func (q *Queries) askOne(ctx context.Context, a *asked) answered {
 	out := answered{asked: a, at: q.o.Clock.Now().UTC(), err: errNoPrometheus}
 	if q.o.Prometheus != nil {
 		var v float64
-		if v, out.err = q.o.Prometheus.Query(ctx, a.rule.Query); out.err == nil {
+		if v, out.err = q.o.Prometheus.Query(ctx, a.query); out.err == nil {
 			out.value = &v
 		}
 		q.metrics.seconds.Observe(q.o.Clock.Since(out.at).Seconds())
@@ -268,7 +298,7 @@ func (q *Queries) publish(ctx context.Context, all []answered) {
 		}
 		e, err := q.event(x)
 		if err != nil { // of a rule that came through the log: can't be
-			q.log.ErrorContext(ctx, "answer to a query can't be published", "rule", x.rule.Name, "err", err)
+			q.log.ErrorContext(ctx, "answer to a query can't be published", "rule", x.rule, "err", err)
 			continue
 		}
 		es, sent = append(es, e), append(sent, x)
@@ -298,12 +328,12 @@ func (q *Queries) publish(ctx context.Context, all []answered) {
 // isNews says whether decision has to be told.
 func (x answered) isNews() bool {
 	switch {
-	case x.toldAt.IsZero(), x.rule.Threshold != nil:
+	case x.toldAt.IsZero(), x.points:
 		return true
 	case (x.told == nil) != (x.value == nil), x.value != nil && *x.told != *x.value:
 		return true
 	}
-	return !x.at.Before(x.toldAt.Add(x.rule.StaleAfter.Std() / 2))
+	return !x.at.Before(x.toldAt.Add(x.repeat))
 }
 
 // say logs once that a query fails, and once that it does no more.
@@ -311,22 +341,22 @@ func (q *Queries) say(ctx context.Context, x answered) {
 	switch {
 	case x.err != nil && !x.failed:
 		x.failed = true
-		q.log.WarnContext(ctx, "metric is unknown: its query has no answer that counts; nothing is removed on account of it", "rule", x.rule.Name, "query", x.rule.Query, "err", x.err)
+		q.log.WarnContext(ctx, "metric is unknown: its query has no answer that counts; nothing is removed on account of it", "rule", x.rule, "query", x.query, "err", x.err)
 	case x.err == nil && x.failed:
 		x.failed = false
-		q.log.InfoContext(ctx, "metric is known again", "rule", x.rule.Name, "value", *x.value)
+		q.log.InfoContext(ctx, "metric is known again", "rule", x.rule, "value", *x.value)
 	}
 }
 
 func (q *Queries) event(x answered) (events.Event, error) {
 	q.published++
-	p := events.SignalReceived{Name: x.rule.Name, Value: x.value, Source: events.SignalQueried, ObservedAt: x.at, ExpiresAt: x.at.Add(x.rule.StaleAfter.Std()),
-		Query: events.QueryDigest(x.rule.Query), Epoch: q.o.Epoch}
+	p := events.SignalReceived{Name: x.rule, Value: x.value, Source: events.SignalQueried, ObservedAt: x.at, ExpiresAt: x.at.Add(x.good),
+		Query: x.digest, Epoch: q.o.Epoch}
 	if x.err != nil {
 		p.Reason = strings.ToValidUTF8(x.err.Error()[:min(len(x.err.Error()), maxReason)], "")
 	}
 	return events.New(events.Meta{Cluster: q.o.Cluster, Publisher: Role, Time: x.at,
-		ID: events.ID("signal", q.o.Cluster, x.rule.Name, strconv.FormatInt(q.o.Epoch, 10), strconv.FormatUint(q.published, 10), strconv.FormatInt(x.at.UnixNano(), 10))}, p)
+		ID: events.ID("signal", q.o.Cluster, x.rule, strconv.FormatInt(q.o.Epoch, 10), strconv.FormatUint(q.published, 10), strconv.FormatInt(x.at.UnixNano(), 10))}, p)
 }
 
 // queryInstruments are the metrics of Queries.

@@ -95,24 +95,35 @@ func (l *logOf) String() string {
 	return l.text.String()
 }
 
-// policyOf is a policy that the test can change.
+// policyOf are policies that the test can change.
 type policyOf struct {
-	mu     sync.Mutex
-	policy events.Policy
-	known  bool
-	err    error
+	mu       sync.Mutex
+	policies []events.Policy
+	err      error
 }
 
-func (p *policyOf) Policy(context.Context) (events.Policy, bool, error) {
+func (p *policyOf) Policies(context.Context) ([]events.Policy, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return p.policy, p.known, p.err
+	return p.policies, p.err
 }
 
+// set makes these rules the policy in force, or its place unreadable.
 func (p *policyOf) set(err error, rules ...events.MetricRule) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.policy, p.known, p.err = events.Policy{MetricRules: rules}, true, err
+	if p.policies, p.err = nil, err; err == nil {
+		p.policies = []events.Policy{{MetricRules: rules}}
+	}
+}
+
+// judge makes these rules a candidate policy, or its place unreadable.
+func (p *policyOf) judge(err error, rules ...events.MetricRule) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.policies, p.err = p.policies[:1:1], err; err == nil {
+		p.policies = append(p.policies, events.Policy{MetricRules: rules})
+	}
 }
 
 // queryBundle is Queries on all of these, in a bubble of time.
@@ -182,7 +193,7 @@ func TestAQueryIsAskedAtOnceAndThenAtItsInterval(t *testing.T) {
 		require.Equal(t, "fast", got[0].Name)
 		require.Equal(t, events.SignalQueried, got[0].Source)
 		require.Equal(t, int64(3), got[0].Epoch)
-		require.Equal(t, events.QueryDigest("fast()"), got[0].Query)
+		require.Equal(t, events.QueryDigest("fast()", events.Duration(10*time.Second)), got[0].Query)
 		require.Equal(t, got[0].ObservedAt.Add(40*time.Second), got[0].ExpiresAt)
 		b.after(3 * time.Minute)
 		b.stop()
@@ -268,12 +279,49 @@ func TestThePolicyIsFollowed(t *testing.T) {
 		b.policy.set(nil, changed, query("new", 10))
 		got := b.after(5 * time.Second)
 		require.Len(t, got, 2, "asked as soon as they are known")
-		require.Equal(t, events.QueryDigest("other()"), got[1].Query)
+		require.Equal(t, events.QueryDigest("other()", changed.Interval), got[1].Query)
 		was := len(b.prom.when("old()"))
 		b.policy.set(errors.New("no bus"))
 		require.NotEmpty(t, b.after(time.Minute), "those of the last known one are asked")
 		require.Len(t, b.prom.when("old()"), was)
-		require.Equal(t, 1, strings.Count(b.log.String(), "policy can't be read"))
+		require.Equal(t, 1, strings.Count(b.log.String(), "a policy can't be read"))
+	})
+}
+
+func TestACandidatesQueriesAreAskedToo(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := queries(t, nil, query("both", 10), query("same-name", 10))
+		b.after(time.Second)
+		other, counts := query("same-name", 10), query("both", 10)
+		other.Query = "other()"
+		counts.PassThrough, counts.Threshold, counts.StaleAfter = false, &events.MetricThreshold{Points: 2, Of: 3}, events.Duration(time.Minute)
+		b.policy.judge(nil, other, counts)
+		got := b.after(60 * time.Second)
+		asked := map[string]int{}
+		for _, p := range got {
+			asked[p.Query]++
+			if p.Query == events.QueryDigest("both()", counts.Interval) {
+				require.Equal(t, "both", p.Name)
+			}
+		}
+		require.Len(t, b.prom.when("both()"), 7, "once for both policies")
+		require.Len(t, b.prom.when("other()"), 7, "as soon as it is known, and then with the others")
+		require.GreaterOrEqual(t, asked[events.QueryDigest("both()", counts.Interval)], 5, "a rule counts its answers")
+		require.NotZero(t, asked[events.QueryDigest("other()", other.Interval)])
+		last := got[len(got)-1]
+		for _, p := range got {
+			if p.Query == events.QueryDigest("both()", counts.Interval) {
+				last = p
+			}
+		}
+		require.Equal(t, last.ObservedAt.Add(time.Minute), last.ExpiresAt, "as long as it is of use to any rule")
+
+		was := len(b.prom.when("other()"))
+		b.policy.judge(errors.New("not permitted"))
+		b.after(time.Minute)
+		require.LessOrEqual(t, len(b.prom.when("other()")), was+1)
+		require.Len(t, b.prom.when("both()"), 13, "those of the policy in force go on")
+		require.Equal(t, 1, strings.Count(b.log.String(), "a policy can't be read"))
 	})
 }
 

@@ -34,7 +34,7 @@ func TestDecisionsOnMetricsAreTheSameAgain(t *testing.T) {
 	}
 	answer := func(v *float64, reason string) {
 		now := time.Now().UTC()
-		home.say(events.SignalReceived{Name: "queue", Value: v, Reason: reason, Source: events.SignalQueried, Query: events.QueryDigest("q"), Epoch: 1,
+		home.say(events.SignalReceived{Name: "queue", Value: v, Reason: reason, Source: events.SignalQueried, Query: events.QueryDigest("q", minute), Epoch: 1,
 			ObservedAt: now, ExpiresAt: now.Add(time.Hour)})
 	}
 	push(7)

@@ -123,12 +123,17 @@ type Point struct {
 // are required.
 type SignalReceived struct {
 	Source string // SourcePush or SourceQuery
-	Name   string // of the signal, or of the rule that has the query
+	Name   string // of a pushed signal
 	Signal
 }
 
 func (in SignalReceived) apply(s *State) {
 	key := signalKey(in.Source, in.Name)
+	if in.Source == SourceQuery {
+		// Not by the rule's name: a candidate policy may have another query under the
+		// same one, and its answers are none to this policy's.
+		key = signalKey(in.Source, in.Query)
+	}
 	old, known := s.Signals[key]
 	switch {
 	case known && old.EventID == in.EventID:
@@ -157,7 +162,7 @@ func (r MetricRule) signal() string {
 	case r.Signal != "":
 		return signalKey(SourcePush, r.Signal)
 	case r.Query != "":
-		return signalKey(SourceQuery, r.Name)
+		return signalKey(SourceQuery, r.QueryID)
 	}
 	return ""
 }

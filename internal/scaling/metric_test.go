@@ -493,7 +493,7 @@ func TestOfTwoCollectorsTheLaterOneIsBelieved(t *testing.T) {
 		s.apply(SignalReceived{Source: SourceQuery, Name: "m", Signal: Signal{Value: &v, At: at, ExpiresAt: at.Add(time.Minute), Query: query, Epoch: epoch,
 			EventID: fmt.Sprint("answer-", v, epoch, at.Unix())}})
 	}
-	value := func() float64 { return *s.state.Signals["query/m"].Value }
+	value := func() float64 { return *s.state.Signals["query/q1"].Value }
 	s.metric("m", "a", func(r *MetricRule) { r.Signal, r.Query, r.QueryID = "", "sum(x)", "q1" })
 	answer(1, 2, s.now, "q1")
 	answer(9, 1, s.now.Add(10*time.Second), "q1")
@@ -510,7 +510,10 @@ func TestOfTwoCollectorsTheLaterOneIsBelieved(t *testing.T) {
 	require.Equal(t, 5, *s.state.Metrics["m"].Nodes)
 	s.policy.MetricRules[0].QueryID = "q2"
 	s.evaluate()
-	require.Contains(t, s.state.Metrics["m"].Unknown, "no answer to its present query")
+	require.Contains(t, s.state.Metrics["m"].Unknown, "no answer to its query")
+	answer(6, 1, s.now, "q1")
+	s.evaluate()
+	require.Contains(t, s.state.Metrics["m"].Unknown, "no answer to its query", "it is another policy's")
 	require.Empty(t, s.state.clone().Signals["push/m"])
 }
 

@@ -57,8 +57,6 @@ func (e *evaluation) readSignal(r MetricRule, key string) reading {
 		return unknown("no answer to its query has arrived yet")
 	case !ok:
 		return unknown("nobody has pushed signal %s yet", r.Signal)
-	case s.Query != r.QueryID:
-		return unknown("no answer to its present query has arrived yet")
 	}
 	out := reading{value: s.Value, unknown: s.Reason, at: s.At, event: s.EventID}
 	switch {
