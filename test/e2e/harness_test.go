@@ -4,6 +4,7 @@ package e2e
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"flag"
@@ -103,9 +104,11 @@ type product struct {
 	config  string
 	url     string
 	token   string // file
-	cmd     *exec.Cmd
-	exited  chan struct{}
-	log     *os.File
+	// reader and actor are the kubeconfigs; empty: the environment's.
+	reader, actor string
+	cmd           *exec.Cmd
+	exited        chan struct{}
+	log           *os.File
 }
 
 // pool is what a test wants of its pool; zero values are the harness's.
@@ -126,6 +129,10 @@ type pool struct {
 	UpCooldown string // default 5s
 	Stabilize  string // default 2s
 	Down       string // more of scale_down, beginning with a comma
+	Engine     string // default the environment's
+	Top        string // more YAML of the file
+	Backoff    string // default {initial: 3s, max: 10s}
+	More       []pool // of the same cluster; of these all that belongs to a pool counts
 }
 
 // patient waits for an answer as long as a request to the bus may take, not for ever.
@@ -153,59 +160,55 @@ func newProduct(t *testing.T, cluster string, p pool) *product {
 
 func (p *product) writeConfig(pl pool) {
 	p.t.Helper()
-	def := func(v *string, d string) {
-		if *v == "" {
-			*v = d
-		}
+	pools := p.poolYAML(pl)
+	for _, more := range pl.More {
+		pools += p.poolYAML(more)
 	}
-	def(&pl.Name, "burst")
-	def(&pl.CPU, "500m")
-	def(&pl.Memory, "512Mi")
-	def(&pl.Image, "auto")
-	def(&pl.TokenFile, world.JoinTokenFile)
-	def(&pl.Unneeded, "2s")
-	def(&pl.DrainLimit, "60s")
-	def(&pl.Register, "60s")
-	def(&pl.UpCooldown, "5s")
-	def(&pl.Stabilize, "2s")
 	text := fmt.Sprintf(`clusters:
-  - name: %[1]s
-    kubeconfig: %[2]s
-    actor_kubeconfig: %[3]s
-    server_url: %[4]s
-    token_file: %[5]s
+  - name: %s
+    kubeconfig: %s
+    actor_kubeconfig: %s
+    server_url: %s
+    token_file: %s
     pools:
-      - name: %[6]s
-        provider: docker
-        min: %[7]d
-        max: %[8]d
-        cpu: %[9]s
-        memory: %[10]s
-        labels: {pool: %[1]s}
-        taints: ["pool=%[1]s:NoSchedule"]
-        register_deadline: %[16]s
-        backoff: {initial: 3s, max: 10s}
-        drain: {deadline: %[15]s}
-        scale_up: {cooldown: %[21]s}
-        scale_down: {unneeded: %[14]s, delay_after_add: 2s, delay_after_failure: 2s, cooldown: 1s, stabilization: %[22]s, min_lifetime: 1s, flap: {count: 0}%[24]s}
-        docker:
-          host: %[11]s
-          network: %[12]s
-          image: %[13]s
-%[17]s%[18]s%[23]spolicy:
+%s%spolicy:
   startup_grace: 1s
-%[19]sbus:
+%sbus:
   embedded: {dir: data/bus}
 audit:
   sqlite: {path: data/audit.db}
 api:
-  listen: %[20]s
+  listen: %s
   token_files: [api.token]
 telemetry: {log_level: debug, log_format: text}
-`, p.cluster, world.ReaderKubeconfig, world.ActorKubeconfig, world.APIServerURLForNodes, pl.TokenFile,
-		pl.Name, pl.Min, pl.Max, pl.CPU, pl.Memory, world.DockerHost, world.Network, pl.Image,
-		pl.Unneeded, pl.DrainLimit, pl.Register, pl.Docker, pl.Extra, pl.Policy, strings.TrimPrefix(p.url, "http://"), pl.UpCooldown, pl.Stabilize, pl.Cluster, pl.Down)
+%s`, p.cluster, cmp.Or(p.reader, world.ReaderKubeconfig), cmp.Or(p.actor, world.ActorKubeconfig), world.APIServerURLForNodes,
+		cmp.Or(pl.TokenFile, world.JoinTokenFile), pools, pl.Cluster, pl.Policy, strings.TrimPrefix(p.url, "http://"), pl.Top)
 	require.NoError(p.t, os.WriteFile(p.config, []byte(text), 0o600))
+}
+
+// poolYAML is a pool as the configuration has it.
+func (p *product) poolYAML(pl pool) string {
+	return fmt.Sprintf(`      - name: %s
+        provider: docker
+        min: %d
+        max: %d
+        cpu: %s
+        memory: %s
+        labels: {pool: %s}
+        taints: ["pool=%s:NoSchedule"]
+        register_deadline: %s
+        backoff: %s
+        drain: {deadline: %s}
+        scale_up: {cooldown: %s}
+        scale_down: {unneeded: %s, delay_after_add: 2s, delay_after_failure: 2s, cooldown: 1s, stabilization: %s, min_lifetime: 1s, flap: {count: 0}%s}
+        docker:
+          host: %s
+          network: %s
+          image: %s
+%s%s`, cmp.Or(pl.Name, "burst"), pl.Min, pl.Max, cmp.Or(pl.CPU, "500m"), cmp.Or(pl.Memory, "512Mi"), p.cluster, p.cluster,
+		cmp.Or(pl.Register, "60s"), cmp.Or(pl.Backoff, "{initial: 3s, max: 10s}"), cmp.Or(pl.DrainLimit, "60s"), cmp.Or(pl.UpCooldown, "5s"),
+		cmp.Or(pl.Unneeded, "2s"), cmp.Or(pl.Stabilize, "2s"), pl.Down,
+		cmp.Or(pl.Engine, world.DockerHost), world.Network, cmp.Or(pl.Image, "auto"), pl.Docker, pl.Extra)
 }
 
 // start runs the product until it is ready.
