@@ -26,6 +26,9 @@ var (
 	ErrImage = errors.New("image is not available")
 	// ErrRefused says that the provider can't ever fulfil this Spec as it is.
 	ErrRefused = errors.New("provider refuses the specification")
+	// ErrNoSpace says that the host's disk is full. It may be gone later, but not
+	// by itself: whoever asked does better to look for another host.
+	ErrNoSpace = errors.New("no space left on the host")
 	// ErrExited says that the machine has run and has ended: it is not started a
 	// second time. Its claim has failed; Logs says why.
 	ErrExited = errors.New("machine has already run and exited")

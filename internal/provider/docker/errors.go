@@ -24,6 +24,9 @@ const (
 	kindOther       = "other"
 )
 
+// noSpace is how the kernel words a full disk, and engines with it.
+const noSpace = "no space left on device"
+
 // networkMissing tells a missing network from a missing container or image:
 // all three are 404.
 var networkMissing = regexp.MustCompile(`\bnetwork \S+ not found`)
@@ -42,8 +45,8 @@ func (p *Provider) explain(err error) (string, error) {
 		return kindUnreachable, fmt.Errorf("the Docker engine at %s does not let this user in, give it the group of the socket: %w", p.o.Engine, err)
 	case client.IsErrConnectionFailed(err):
 		return kindUnreachable, fmt.Errorf("the Docker engine at %s is not reachable, is it running?: %w", p.o.Engine, err)
-	case strings.Contains(text, "no space left on device"):
-		return kindNoSpace, fmt.Errorf("the disk of the Docker host at %s is full, free space there (docker system df says what takes it): %w", p.o.Engine, err)
+	case strings.Contains(text, noSpace):
+		return kindNoSpace, fmt.Errorf("%w: the disk of the Docker host at %s is full, free space there (docker system df says what takes it): %w", provider.ErrNoSpace, p.o.Engine, err)
 	case networkMissing.MatchString(text):
 		return kindRefused, fmt.Errorf("%w: network %s does not exist at %s, create it or change the pool's network: %w", provider.ErrRefused, p.o.Network, p.o.Engine, err)
 	case cerrdefs.IsInvalidArgument(err):

@@ -103,14 +103,24 @@ func TestCreateExplainsWhatTheEngineSays(t *testing.T) {
 			says: []string{"registry is away"},
 		},
 		"pull breaks off": {
-			script: map[string]answer{"GET /info": ok, "POST /images/create": {200, `{"status":"Pulling"}` + "\n" + `{"error":"no space left on device"}`}},
+			script: map[string]answer{"GET /info": ok, "POST /images/create": {200, `{"status":"Pulling"}` + "\n" + `{"error":"manifest unknown"}`}},
 			is:     provider.ErrImage, kind: "pull/image",
-			says: []string{"no space left on device"},
+			says: []string{"manifest unknown"},
+		},
+		"pull fills the disk": {
+			script: map[string]answer{"GET /info": ok, "POST /images/create": {200, `{"status":"Pulling"}` + "\n" + `{"error":"no space left on device"}`}},
+			is:     provider.ErrNoSpace, kind: "pull/no_space",
+			says: []string{"disk of the Docker host", "free space there"},
+		},
+		"engine goes away while it pulls": {
+			script: map[string]answer{"GET /info": ok, "POST /images/create": {200, `{"status":"Pul`}},
+			kind:   "pull/other",
+			says:   []string{"pull image rancher/k3s:v1.34.4-k3s1 to host pi4"},
 		},
 		"disk is full": {
 			script: map[string]answer{"GET /info": ok, imagePath: image, "POST /containers/create": {500, `{"message":"mkdir /var/lib/docker/x: no space left on device"}`}},
-			kind:   "create/no_space",
-			says:   []string{"disk of the Docker host", "free space there"},
+			is:     provider.ErrNoSpace, kind: "create/no_space",
+			says: []string{"disk of the Docker host", "free space there"},
 		},
 		"network is missing": {
 			script: map[string]answer{"GET /info": ok, imagePath: image, "POST /containers/create": {404, `{"message":"network bridge not found"}`}},
@@ -153,7 +163,7 @@ func TestCreateExplainsWhatTheEngineSays(t *testing.T) {
 			for _, want := range tc.says {
 				require.ErrorContains(t, err, want)
 			}
-			for _, sentinel := range []error{provider.ErrImage, provider.ErrRefused, provider.ErrNameTaken, provider.ErrNotFound} {
+			for _, sentinel := range []error{provider.ErrImage, provider.ErrRefused, provider.ErrNameTaken, provider.ErrNotFound, provider.ErrNoSpace} {
 				require.Equal(t, errors.Is(tc.is, sentinel), errors.Is(err, sentinel), "%v: %v", sentinel, err)
 			}
 			if operation, kind, ok := strings.Cut(tc.kind, "/"); ok {

@@ -6,8 +6,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
+	"strings"
 
 	"github.com/docker/docker/api/types/image"
+	"github.com/docker/docker/client"
 
 	"github.com/k3s-autoscaler/k3s-autoscaler/internal/provider"
 )
@@ -37,12 +40,24 @@ func (p *Provider) ensureImage(ctx context.Context, ref, host string) error {
 
 func (p *Provider) pullExplained(ctx context.Context, ref, host string) error {
 	return p.call(ctx, "pull", p.o.PullTimeout, func(ctx context.Context) error {
-		if err := p.pull(ctx, ref); err != nil {
+		err := p.pull(ctx, ref)
+		switch {
+		case err == nil:
+			return nil
+		case interrupted(err) || strings.Contains(err.Error(), noSpace):
+			// That says nothing about the image.
+			return fmt.Errorf("pull image %s to host %s: %w", ref, host, err)
+		default:
 			return fmt.Errorf("%w: %s could not be pulled to host %s (run docker pull %s there to see why, or load it with docker load, or set the pool's image to one that is there): %w",
 				provider.ErrImage, ref, host, ref, err)
 		}
-		return nil
 	})
+}
+
+// interrupted says that the connection to the engine ended, or could not be made.
+func interrupted(err error) bool {
+	var network net.Error
+	return client.IsErrConnectionFailed(err) || errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) || errors.As(err, &network)
 }
 
 func (p *Provider) pull(ctx context.Context, ref string) error {
