@@ -342,6 +342,7 @@ const (
 	DivergedOrphanNode     = "orphan-node"     // a Node object of ours without machine and record
 	DivergedNodeLost       = "node-lost"       // a live record whose machine or Node object is gone
 	DivergedStuck          = "stuck"           // a record past its deadline
+	DivergedUnrecorded     = "unrecorded"      // a Ready node of ours, with its machine, without a record
 )
 
 // NodeDiverged is a difference that the reconcile sweep found. The sweep
@@ -354,6 +355,17 @@ type NodeDiverged struct {
 	ClaimID  string    `json:"claim_id,omitempty"`
 	Pool     string    `json:"pool,omitempty"`
 	At       time.Time `json:"at"`
+	// Machine is what an unrecorded node runs on.
+	Machine *FoundMachine `json:"machine,omitempty"`
+}
+
+// FoundMachine is what machine and Node object say of a node without a record.
+type FoundMachine struct {
+	Host      string    `json:"host,omitempty"`
+	Image     string    `json:"image,omitempty"`
+	Epoch     string    `json:"epoch,omitempty"` // of the log that it was made by
+	UID       string    `json:"uid,omitempty"`   // of the Node object
+	CreatedAt time.Time `json:"created_at,omitzero"`
 }
 
 // EventType implements Payload.
@@ -364,6 +376,6 @@ func (p NodeDiverged) Validate() error {
 	var r required
 	_, err := EncodeKey(p.Node)
 	r.check(err)
-	r.oneOf("kind", p.Kind, DivergedOrphanInstance, DivergedOrphanNode, DivergedNodeLost, DivergedStuck)
+	r.oneOf("kind", p.Kind, DivergedOrphanInstance, DivergedOrphanNode, DivergedNodeLost, DivergedStuck, DivergedUnrecorded)
 	return r.err()
 }

@@ -63,6 +63,8 @@ func (h *Handler) create(ctx context.Context, l *lease) error {
 	case errors.Is(err, ErrNameTaken):
 		// It is someone else's: there is nothing of ours to clean up.
 		return h.fail(ctx, l, failure{code: ReasonNameTaken, message: fmt.Sprintf("create machine: %v", err)}, isClaimed)
+	case errors.Is(err, ErrNoSpace):
+		return h.fail(ctx, l, failure{code: ReasonNoSpace, message: fmt.Sprintf("create machine: %v", err), cleanUp: true}, isClaimed)
 	case errors.Is(err, ErrImage):
 		return h.fail(ctx, l, failure{code: ReasonImage, message: fmt.Sprintf("create machine: %v", err), cleanUp: true}, isClaimed)
 	case errors.Is(err, ErrRefused):
@@ -106,6 +108,8 @@ func (h *Handler) start(ctx context.Context, l *lease, m Machines, made Machine)
 	case errors.Is(err, ErrNotFound):
 		return h.fail(ctx, l, failure{code: ReasonMachineGone, cleanUp: true,
 			message: "the machine vanished before it was started"}, isClaimed)
+	case errors.Is(err, ErrNoSpace):
+		return h.fail(ctx, l, failure{code: ReasonNoSpace, message: fmt.Sprintf("start machine: %v", err), cleanUp: true}, isClaimed)
 	case errors.Is(err, ErrRefused), errors.Is(err, ErrImage):
 		return h.fail(ctx, l, failure{code: ReasonRefused, message: fmt.Sprintf("start machine: %v", err), cleanUp: true}, isClaimed)
 	default:
@@ -234,9 +238,9 @@ func (h *Handler) failEnded(ctx context.Context, l *lease, m Machines, found Mac
 	if err := l.Context().Err(); err != nil {
 		return fmt.Errorf("capture log: %w", err)
 	}
-	return h.fail(ctx, l, failure{code: ReasonMachineExited, log: log, cleanUp: true,
+	return h.fail(ctx, l, failure{code: ReasonMachineExited, cleanUp: true,
 		message: fmt.Sprintf("the machine ended with exit code %d before its node was Ready; see its log", found.ExitCode),
-	}, func(now lifecycle.Node) bool { return isClaimed(now) || now.Phase.Waiting() })
+	}.explainBy(log), func(now lifecycle.Node) bool { return isClaimed(now) || now.Phase.Waiting() })
 }
 
 // retryCreate commits when the claim is tried again: by then, or when it ends.

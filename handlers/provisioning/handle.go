@@ -16,6 +16,7 @@ const (
 	ReasonNameTaken      = "NameTaken"        // a machine of that name belongs to someone else
 	ReasonImage          = "ImageUnavailable" // the image is missing and can't be pulled
 	ReasonRefused        = "ProviderRefused"  // the provider can't ever fulfil the claim
+	ReasonNoSpace        = "NoSpace"          // no host of the pool has room on its disk
 	ReasonUnknownPool    = "UnknownPool"      // the pool has no provider
 	ReasonNotRegistered  = "NotRegistered"    // no Node object at the deadline
 	ReasonNotReady       = "NotReady"         // a Node object that was never Ready, or no longer is
@@ -24,6 +25,15 @@ const (
 	ReasonNodeDeleted    = "NodeDeleted"      // someone deleted the Node object
 	ReasonOrphanInstance = "OrphanInstance"   // a machine of ours without a live record
 	ReasonOrphanNode     = "OrphanNode"       // a Node object of ours without machine and record
+)
+
+// Codes that a machine's own log gives in place of NotRegistered, NotReady and
+// MachineExited.
+const (
+	ReasonTokenRejected     = "TokenRejected"        // the server does not accept the join token
+	ReasonPasswordRejected  = "NodePasswordRejected" // the server knows the name with another password
+	ReasonServerUnreachable = "ServerUnreachable"    // the agent can't reach server_url
+	ReasonLabelRefused      = "LabelRefused"         // the kubelet or the server refuses a label of the node
 )
 
 // suspectExited is the kind of a suspicion that no divergence stands for.
@@ -46,6 +56,8 @@ func (h *Handler) Handle(ctx context.Context, d bus.Delivery) error {
 		return handle(ctx, h, d, h.uncordoned)
 	case events.TypeTimerFired:
 		return handle(ctx, h, d, h.timer)
+	case events.TypeReconcileRequested:
+		return handle(ctx, h, d, h.reconcileRequested)
 	case events.TypeNodeDrainProgressed, events.TypeNodeDrainBlocked:
 		return nil // draining's own record tells how far a drain is
 	}
@@ -232,6 +244,8 @@ func (h *Handler) diverged(ctx context.Context, d bus.Delivery, p events.NodeDiv
 	switch p.Kind {
 	case events.DivergedStuck:
 		return h.change(ctx, d, func(t *bus.Turn[lifecycle.Node]) error { t.Unchanged(); return nil }) // wakes the worker
+	case events.DivergedUnrecorded:
+		return h.adopt(ctx, d, p, suspicion)
 	case events.DivergedNodeLost:
 		return h.change(ctx, d, func(t *bus.Turn[lifecycle.Node]) error {
 			if n := t.State; n.ClaimID == p.ClaimID && n.Phase.Live() && n.Suspicion == nil {

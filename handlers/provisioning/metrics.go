@@ -1,6 +1,7 @@
 package provisioning
 
 import (
+	"cmp"
 	"log/slog"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -13,6 +14,8 @@ type metrics struct {
 	registration prometheus.Histogram
 	duration     *prometheus.HistogramVec
 	errors       *prometheus.CounterVec
+	failures     *prometheus.CounterVec
+	differences  *prometheus.GaugeVec
 }
 
 func newMetrics(reg prometheus.Registerer, log *slog.Logger) *metrics {
@@ -28,12 +31,40 @@ func newMetrics(reg prometheus.Registerer, log *slog.Logger) *metrics {
 			Buckets: prometheus.ExponentialBuckets(0.1, 2, 14), // 0.1 s to 14 min
 		}, []string{"direction", "stage"})),
 		errors: bus.ErrorsTotal(reg, log),
+		failures: bus.Register(reg, log, prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "autoscaler_node_failures_total",
+			Help: "Nodes that failed to come up or were lost, by the code of the reason.",
+		}, []string{"reason"})),
+		differences: bus.Register(reg, log, prometheus.NewGaugeVec(prometheus.GaugeOpts{
+			Name: "autoscaler_reconcile_differences",
+			Help: "Differences between provider, API server and records that the last sweep found, by kind; left-alone are those that nobody acts on.",
+		}, []string{"kind"})),
 	}
 }
 
 // failed counts what the bus does not see: a failed delivery or step of work is
 // counted there.
 func (m *metrics) failed() { m.errors.WithLabelValues(events.HandlerProvisioning).Inc() }
+
+// ended counts a node that failed or was lost.
+func (m *metrics) ended(reason string) { m.failures.WithLabelValues(reason).Inc() }
+
+// leftAlone is the kind of differences that nobody acts on.
+const leftAlone = "left-alone"
+
+// differ shows what the last sweep found.
+func (m *metrics) differ(ds []difference) {
+	count := map[string]int{leftAlone: 0}
+	for kind := range actions {
+		count[kind] = 0
+	}
+	for _, d := range ds {
+		count[cmp.Or(d.Kind, leftAlone)]++
+	}
+	for kind, n := range count {
+		m.differences.WithLabelValues(kind).Set(float64(n))
+	}
+}
 
 func (m *metrics) stages(direction string, stages []events.Stage) {
 	total := 0.0

@@ -20,6 +20,9 @@ var (
 	ErrImage = errors.New("image is not available")
 	// ErrRefused says that the provider can't ever fulfil the claim as it is.
 	ErrRefused = errors.New("provider refuses the specification")
+	// ErrNoSpace says that no host of the pool has room on its disk: the claim
+	// fails, so that the next one may go elsewhere.
+	ErrNoSpace = errors.New("no space left on the host")
 )
 
 // Spec is the machine to be created.

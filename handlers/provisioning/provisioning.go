@@ -90,6 +90,7 @@ type Handler struct {
 	log         *slog.Logger
 	metrics     *metrics
 	onStep      func(string)
+	sweeper     *sweeper
 }
 
 // New opens the handler's state.
@@ -122,6 +123,7 @@ func New(ctx context.Context, o Options) (*Handler, error) {
 		h.onStep = func(string) {}
 	}
 	h.metrics = newMetrics(o.Registerer, h.log)
+	h.sweeper = newSweeper(h)
 	var err error
 	h.state, err = bus.OpenState(ctx, o.Bus, bus.StateOptions[lifecycle.Node]{
 		Handler: events.HandlerProvisioning,

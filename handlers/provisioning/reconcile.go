@@ -1,12 +1,14 @@
 package provisioning
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"maps"
 	"slices"
 	"strconv"
+	"sync"
 	"time"
 
 	"github.com/k3s-autoscaler/k3s-autoscaler/bus"
@@ -17,7 +19,7 @@ import (
 // reconcile compares the world with the records, at once and then every
 // Times.Sweep.
 func (h *Handler) reconcile(ctx context.Context) error {
-	s := newSweeper(h)
+	s := h.sweeper
 	ticker := h.clock.NewTicker(h.times.Sweep)
 	defer ticker.Stop()
 	for {
@@ -38,9 +40,12 @@ type finding struct {
 	cluster, node, kind, claim, instance string
 }
 
-// sweeper compares and remembers since when a difference has been there.
+// sweeper compares and remembers since when a difference has been there. The
+// sweep of every minute and one that a person asked for take turns.
 type sweeper struct {
-	h      *Handler
+	h *Handler
+
+	mu     sync.Mutex
 	seen   map[finding]time.Time
 	warned map[finding]time.Time // of what is left alone
 }
@@ -60,13 +65,50 @@ type view struct {
 	listed   map[string]bool // pools whose machines are all in machines
 	nodes    map[string]NodeObject
 	records  map[string]lifecycle.Node
+	log      bus.LogState // says whose machines are ours
 }
 
 // sweep publishes each difference that is old enough, and forgets records that
 // have long been settled. What can't be read is unknown, never gone.
 func (s *sweeper) sweep(ctx context.Context) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	found, err := s.look(ctx, s.h.clusters())
+	errs := []error{err}
+	for _, d := range found.settled {
+		errs = append(errs, s.h.forget(ctx, d, found.at))
+	}
+	s.h.metrics.differ(found.differences)
+	return errors.Join(append(errs, s.publish(ctx, found))...)
+}
+
+// publish publishes the differences that are due.
+func (s *sweeper) publish(ctx context.Context, found findings) error {
+	var errs []error
+	for _, d := range found.differences {
+		if d.Kind != "" && !d.Due.After(found.at) {
+			errs = append(errs, s.h.publishDivergence(ctx, d, found.at))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// findings is what one look found.
+type findings struct {
+	at             time.Time
+	differences    []difference // in the order of cluster, node and kind
+	settled        []bus.Key    // records that have been settled for long
+	nodes, records int          // compared, by name; and those with a live record
+}
+
+// look compares the clusters. With an error the findings are those of what could
+// be read.
+func (s *sweeper) look(ctx context.Context, clusters map[string]Cluster) (findings, error) {
 	h := s.h
-	clusters := h.clusters()
+	log, err := h.bus.LogState(ctx)
+	if err != nil {
+		return findings{at: h.clock.Now()}, fmt.Errorf("read the state of the log: %w", err)
+	}
 	var errs []error
 	views := map[string]*view{}
 	for _, name := range slices.Sorted(maps.Keys(clusters)) {
@@ -74,46 +116,78 @@ func (s *sweeper) sweep(ctx context.Context) error {
 		if err != nil {
 			errs = append(errs, err)
 		}
+		v.log = log
 		views[name] = v
 	}
 	// The records are read last: a machine or Node object seen before has its
 	// record by now.
 	records, err := h.state.All(ctx)
-	if err != nil {
-		return errors.Join(append(errs, fmt.Errorf("read records: %w", err))...)
-	}
 	now := h.clock.Now()
+	if err != nil {
+		return findings{at: now}, errors.Join(append(errs, fmt.Errorf("read records: %w", err))...)
+	}
+	out := findings{at: now}
 	for _, r := range records {
+		v := views[r.Key.Cluster]
 		if r.State.Settled() && now.Sub(r.State.SettledAt()) > h.times.Keep {
-			errs = append(errs, h.forget(ctx, r.Key, now))
+			out.settled = append(out.settled, r.Key)
 			continue
 		}
-		if v := views[r.Key.Cluster]; v != nil && r.State.Phase != "" {
+		if v != nil && r.State.Phase != "" {
 			v.records[r.Key.Name] = r.State
 		}
 	}
-	found := map[finding]events.NodeDiverged{}
-	for _, v := range views {
-		s.compare(v, now, found)
+	for _, name := range slices.Sorted(maps.Keys(views)) {
+		v := views[name]
+		out.differences = append(out.differences, s.compare(v, now)...)
+		out.count(v)
 	}
-	maps.DeleteFunc(s.seen, func(f finding, _ time.Time) bool { _, still := found[f]; return !still })
-	for f, p := range found {
-		since, ok := s.seen[f]
+	s.remember(&out, views)
+	return out, errors.Join(errs...)
+}
+
+// count adds what was compared in one cluster.
+func (f *findings) count(v *view) {
+	names := map[string]bool{}
+	for n := range v.machines {
+		names[n] = true
+	}
+	for n := range v.nodes {
+		names[n] = true
+	}
+	for n, r := range v.records {
+		if !r.Settled() {
+			names[n] = true
+			f.records++
+		}
+	}
+	f.nodes += len(names)
+}
+
+// remember sets since when each difference has been there and when it is due, and
+// forgets those that are gone from the clusters that were looked at.
+func (s *sweeper) remember(f *findings, looked map[string]*view) {
+	still := map[finding]bool{}
+	for i := range f.differences {
+		d := &f.differences[i]
+		since, ok := s.seen[d.finding()]
 		if !ok {
-			since = now
-			s.seen[f] = now
+			since = f.at
+			s.seen[d.finding()] = since
 		}
-		if wait := h.grace(p); now.Sub(since) >= wait {
-			errs = append(errs, h.publishDivergence(ctx, f, p, views[f.cluster].records[f.node].CorrelationID, now))
+		d.Since = since
+		if d.Kind != "" {
+			d.Due = since.Add(s.h.grace(*d))
 		}
+		still[d.finding()] = true
 	}
-	return errors.Join(errs...)
+	maps.DeleteFunc(s.seen, func(x finding, _ time.Time) bool { return looked[x.cluster] != nil && !still[x] })
 }
 
 // grace is how long a difference must have been there. A machine or Node object
 // that is gone is checked at once; what is there too much, or may come back,
 // may be between two steps.
-func (h *Handler) grace(p events.NodeDiverged) time.Duration {
+func (h *Handler) grace(p difference) time.Duration {
 	if p.Kind == events.DivergedNodeLost && p.Instance == "" {
 		return 0
 	}
@@ -163,49 +237,84 @@ func (h *Handler) observe(ctx context.Context, name string, c Cluster) (*view, e
 	return v, errors.Join(errs...)
 }
 
-// compare finds the differences in one cluster.
-func (s *sweeper) compare(v *view, now time.Time, found map[finding]events.NodeDiverged) {
-	report := func(p events.NodeDiverged) {
-		p.At = now
-		found[finding{v.name, p.Node, p.Kind, p.ClaimID, p.Instance}] = p
+// compare finds the differences in one cluster, in the order of names and kinds.
+func (s *sweeper) compare(v *view, now time.Time) []difference {
+	var found []difference
+	report := func(d difference) {
+		d.cluster = v.name
+		found = append(found, d)
 	}
 	for name, m := range v.machines {
 		n, known := v.records[name]
-		object, hasNode := v.nodes[name]
-		switch {
-		case m.ClaimID == "" || known && !n.Settled():
-			// Not from a claim, or somebody's business.
-		case known && !owns(bus.Key{Cluster: v.name, Name: name}, n, m):
-			// Another claim's machine under this name is never touched.
-		case !v.listed[m.Pool]:
-			s.leave(v, m, now, "its pool is not configured here; configure it again or remove the machine by hand")
-		case !known && m.Epoch != "" && m.Epoch != s.h.bus.Incarnation():
-			s.leave(v, m, now, "it belongs to another log; remove it by hand when the autoscaler of that log is gone")
-		case !known && (v.nodes == nil || hasNode && object.Ready):
-			s.leave(v, m, now, "its node is or may be Ready; drain and remove it, or restore the log that it was recorded in")
-		default:
-			report(events.NodeDiverged{Node: name, Kind: events.DivergedOrphanInstance, Instance: m.ID, ClaimID: m.ClaimID, Pool: m.Pool,
-				Detail: fmt.Sprintf("machine %s is %s, and %s", m.ID, m.State, recordState(n, known))})
+		if m.ClaimID == "" || known && !n.Settled() {
+			continue // not from a claim, or somebody's business
 		}
+		if known && !owns(bus.Key{Cluster: v.name, Name: name}, n, m) {
+			continue // another claim's machine under this name is never touched
+		}
+		d := difference{Node: name, Instance: m.ID, ClaimID: m.ClaimID, Pool: m.Pool,
+			Detail: fmt.Sprintf("machine %s is %s, and %s", m.ID, m.State, recordState(n, known))}
+		switch why := v.leave(m, known); {
+		case why != "":
+			d.why = why
+			s.warn(v, m, now, why)
+		case known || !v.nodes[name].Ready:
+			d.Kind = events.DivergedOrphanInstance
+		default:
+			d.Kind, d.machine = events.DivergedUnrecorded, foundMachine(m, v.nodes[name])
+		}
+		report(d)
 	}
 	for name, object := range v.nodes {
 		n, known := v.records[name]
 		_, hasMachine := v.machines[name]
-		if hasMachine || known && !n.Settled() || !v.listed[object.Pool] || object.Ready && !known {
+		if hasMachine || known && !n.Settled() {
 			continue
 		}
-		report(events.NodeDiverged{Node: name, Kind: events.DivergedOrphanNode, ClaimID: object.ClaimID, Pool: object.Pool,
-			Detail: "the Node object has no machine, and " + recordState(n, known)})
+		d := difference{Node: name, Kind: events.DivergedOrphanNode, ClaimID: object.ClaimID, Pool: object.Pool,
+			Detail: "the Node object has no machine, and " + recordState(n, known)}
+		switch {
+		case !v.listed[object.Pool]:
+			d.Kind, d.why = "", "the machines of its pool are not known: the pool is not configured here, or its provider does not answer"
+		case object.Ready && !known:
+			d.Kind, d.why = "", "it is Ready, so its machine is where this configuration does not look; drain it and delete the Node object by hand"
+		}
+		report(d)
 	}
 	for name, n := range v.records {
-		if p, ok := s.h.compareRecord(v, name, n, now); ok {
-			report(p)
+		if d, ok := s.h.compareRecord(v, name, n, now); ok {
+			report(d)
 		}
 	}
+	slices.SortFunc(found, func(a, b difference) int {
+		return cmp.Or(cmp.Compare(a.Node, b.Node), cmp.Compare(a.Kind, b.Kind), cmp.Compare(a.ClaimID, b.ClaimID))
+	})
+	return found
 }
 
-// leave tells the log of a machine without a live record that is not removed.
-func (s *sweeper) leave(v *view, m Machine, now time.Time, why string) {
+// leave says why a machine without a live record is left alone; empty: it is not.
+func (v *view) leave(m Machine, known bool) string {
+	object, hasNode := v.nodes[m.Name]
+	_, ours := v.log.Continues(m.Epoch)
+	switch {
+	case !v.listed[m.Pool]:
+		return "its pool is not configured here; configure it again or remove the machine by hand"
+	case known:
+		return ""
+	case m.Epoch != "" && !ours:
+		return "it belongs to another log; remove it by hand when the autoscaler of that log is gone, or let this log take its place with 'k3s-autoscaler bus rebase'"
+	case v.nodes == nil:
+		return "its node may be Ready, and the API server does not say"
+	case hasNode && object.Ready && object.ClaimID != m.ClaimID:
+		return "the Node object of its name carries another claim; find out who made which, and remove the wrong one by hand"
+	case hasNode && object.Ready && m.State != MachineRunning:
+		return "its node is still Ready though the machine does not run; it is looked at again"
+	}
+	return ""
+}
+
+// warn tells the log of a machine without a live record that is left alone.
+func (s *sweeper) warn(v *view, m Machine, now time.Time, why string) {
 	f := finding{cluster: v.name, node: m.Name, claim: m.ClaimID, instance: m.ID, kind: why}
 	if last, ok := s.warned[f]; ok && now.Sub(last) < warnEvery {
 		return
@@ -223,8 +332,8 @@ func recordState(n lifecycle.Node, known bool) string {
 }
 
 // compareRecord finds what is wrong with a record.
-func (h *Handler) compareRecord(v *view, name string, n lifecycle.Node, now time.Time) (events.NodeDiverged, bool) {
-	p := events.NodeDiverged{Node: name, ClaimID: n.ClaimID, Pool: n.Pool, Kind: events.DivergedNodeLost}
+func (h *Handler) compareRecord(v *view, name string, n lifecycle.Node, now time.Time) (difference, bool) {
+	p := difference{Node: name, ClaimID: n.ClaimID, Pool: n.Pool, Kind: events.DivergedNodeLost, correlation: n.CorrelationID}
 	// One that became Ready while the lists were read is not missing in them: its
 	// machine may be younger than they are.
 	if (n.Phase == lifecycle.Ready || n.Phase == lifecycle.Unready) && n.Since.Before(v.began) {
@@ -253,12 +362,14 @@ func (h *Handler) compareRecord(v *view, name string, n lifecycle.Node, now time
 
 // publishDivergence publishes a difference. As long as it lasts it is published
 // once in five minutes, by however many processes.
-func (h *Handler) publishDivergence(ctx context.Context, f finding, p events.NodeDiverged, correlation string, now time.Time) error {
+func (h *Handler) publishDivergence(ctx context.Context, d difference, now time.Time) error {
+	f := d.finding()
 	window := strconv.FormatInt(now.Truncate(5*time.Minute).Unix(), 10)
-	err := h.publish(ctx, events.Meta{Cluster: f.cluster, Node: p.Node, CorrelationID: correlation, Time: now,
-		ID: events.ID("diverged", f.cluster, f.node, f.kind, f.claim, f.instance, window)}, p)
+	err := h.publish(ctx, events.Meta{Cluster: d.cluster, Node: d.Node, CorrelationID: d.correlation, Time: now,
+		ID: events.ID("diverged", f.cluster, f.node, f.kind, f.claim, f.instance, window)},
+		events.NodeDiverged{Node: d.Node, Kind: d.Kind, Detail: d.Detail, Instance: d.Instance, ClaimID: d.ClaimID, Pool: d.Pool, At: now, Machine: d.machine})
 	if err == nil {
-		h.log.WarnContext(ctx, "node diverged", "cluster", f.cluster, "node", p.Node, "kind", p.Kind, "detail", p.Detail, "claim", p.ClaimID)
+		h.log.WarnContext(ctx, "node diverged", "cluster", d.cluster, "node", d.Node, "kind", d.Kind, "detail", d.Detail, "claim", d.ClaimID)
 	}
 	return err
 }
@@ -289,63 +400,4 @@ func (h *Handler) forget(ctx context.Context, k bus.Key, now time.Time) error {
 		return fmt.Errorf("forget record of node %s: %w", k, err)
 	}
 	return nil
-}
-
-// watch looks at the machines that have yet to become Ready, and publishes
-// node.observed when one ended or vanished: the deadline need not be waited for.
-func (h *Handler) watch(ctx context.Context) error {
-	ticker := h.clock.NewTicker(h.times.Watch)
-	defer ticker.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-ticker.C():
-		}
-		if err := h.watchOnce(ctx); err != nil && ctx.Err() == nil {
-			h.metrics.failed()
-			h.log.ErrorContext(ctx, "machines can't be watched, trying again", "error", err)
-		}
-	}
-}
-
-func (h *Handler) watchOnce(ctx context.Context) error {
-	records, err := h.state.All(ctx)
-	if err != nil {
-		return fmt.Errorf("read records: %w", err)
-	}
-	var errs []error
-	for _, r := range records {
-		n := r.State
-		if !n.Phase.Waiting() || n.Suspicion != nil {
-			continue
-		}
-		m, err := h.machines(r.Key.Cluster, n.Pool)
-		if err != nil {
-			errs = append(errs, err)
-			continue
-		}
-		var found Machine
-		err = h.effect(ctx, "inspect", h.times.Call, func(ctx context.Context) (err error) {
-			found, err = m.Get(ctx, n.Name)
-			return err
-		})
-		p := events.NodeObserved{Node: n.Name, What: events.ObservedExited, At: h.clock.Now()}
-		switch {
-		case errors.Is(err, ErrNotFound):
-			p.Reason, p.Message = ReasonMachineGone, "the machine is gone"
-		case err != nil:
-			errs = append(errs, fmt.Errorf("inspect machine %s: %w", n.Name, err))
-			continue
-		case found.State != MachineExited:
-			continue
-		default:
-			p.Reason, p.Message = ReasonMachineExited, fmt.Sprintf("the machine ended with exit code %d", found.ExitCode)
-		}
-		// Once in a minute, should the report be dismissed.
-		window := strconv.FormatInt(p.At.Truncate(time.Minute).Unix(), 10)
-		errs = append(errs, h.publish(ctx, events.Meta{Cluster: r.Key.Cluster, Node: n.Name, CorrelationID: n.CorrelationID, Time: p.At,
-			ID: events.ID("exited", r.Key.Cluster, n.Name, n.ClaimID, window)}, p))
-	}
-	return errors.Join(errs...)
 }

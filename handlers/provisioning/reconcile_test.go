@@ -142,8 +142,17 @@ func TestWhatIsNotForTheSweepToRemoveIsLeftAlone(t *testing.T) {
 			b.world.machines[testNode] = b.machine(MachineExited)
 			b.world.machines[testNode].Pool = "gone"
 		}},
-		{"a machine whose node is Ready", func(b *testBundle) {
+		{"a Ready node whose machine another log made", func(b *testBundle) {
 			b.world.machines[testNode] = b.machine(MachineRunning)
+			b.world.machines[testNode].Epoch = "another"
+			b.world.register(testNode, true)
+		}},
+		{"a Ready node whose object carries another claim", func(b *testBundle) {
+			b.world.machines[testNode] = b.machine(MachineRunning)
+			b.world.objects[testNode] = NodeObject{Name: testNode, UID: "u", Pool: testPool, ClaimID: "claim-2", Ready: true}
+		}},
+		{"a Ready node whose machine does not run", func(b *testBundle) {
+			b.world.machines[testNode] = b.machine(MachineExited)
 			b.world.register(testNode, true)
 		}},
 		{"a node without a claim", func(b *testBundle) { b.world.register(testNode, false) }},

@@ -121,6 +121,7 @@ func (h *Handler) verifyReady(ctx context.Context, l *lease, w world) error {
 	if moved {
 		return nil
 	}
+	h.metrics.ended(reason.Code)
 	h.log.ErrorContext(ctx, "node lost, cleaning up what is left", "node", n.Name, "pool", n.Pool, "claim", n.ClaimID,
 		"reason", reason.Code, "message", reason.Message, "correlation_id", n.CorrelationID)
 	return nil
@@ -128,14 +129,14 @@ func (h *Handler) verifyReady(ctx context.Context, l *lease, w world) error {
 
 // verifyOrphan removes what turned up of a node that is gone, or that no record
 // tells of. A Ready node without a record is left alone: pods run on it, and
-// nobody decided to remove it.
+// nobody decided to remove it. The next sweep finds it unrecorded.
 func (h *Handler) verifyOrphan(ctx context.Context, l *lease, w world) error {
 	n := l.Record()
 	unknown := n.Phase == lifecycle.Removing
 	act := w.machineExists || w.nodeExists
 	if unknown && w.nodeExists && w.node.Ready {
 		act = false
-		h.log.WarnContext(ctx, "a Ready node of ours has no record and is left alone; drain and remove it, or restore the log it was recorded in",
+		h.log.WarnContext(ctx, "a Ready node of ours has no record and is not removed; the next sweep looks whether it can be adopted",
 			"node", n.Name, "pool", n.Pool, "claim", n.ClaimID)
 	}
 	reason := lifecycle.Reason{Code: ReasonOrphanInstance, Message: n.Suspicion.Detail}
@@ -181,8 +182,8 @@ func (h *Handler) dismiss(ctx context.Context, l *lease) error {
 	if err != nil {
 		return fmt.Errorf("dismiss report: %w", err)
 	}
-	if moved {
-		return nil
+	if moved || n.Suspicion.Kind == events.DivergedUnrecorded {
+		return nil // what was adopted is as it was reported
 	}
 	h.log.InfoContext(ctx, "report about a node turned out wrong", "node", n.Name, "kind", n.Suspicion.Kind, "detail", n.Suspicion.Detail)
 	return nil

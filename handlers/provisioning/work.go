@@ -150,6 +150,7 @@ func (h *Handler) fail(ctx context.Context, l *lease, f failure, still func(n li
 		return nil
 	}
 	h.metrics.failed()
+	h.metrics.ended(f.code)
 	n := l.Record()
 	h.log.ErrorContext(ctx, "node claim failed", "node", n.Name, "pool", n.Pool, "reason", f.code,
 		"message", f.message, "claim", n.ClaimID, "correlation_id", n.CorrelationID)
@@ -192,7 +193,7 @@ func (h *Handler) overdue(ctx context.Context, l *lease) error {
 	if err != nil {
 		f.log = "(the machine's log could not be read: " + err.Error() + ")"
 	} else {
-		f.log = h.logs(l.Context(), m, n.Name)
+		f = f.explainBy(h.logs(l.Context(), m, n.Name))
 	}
 	if err := l.Context().Err(); err != nil {
 		return fmt.Errorf("capture log: %w", err)

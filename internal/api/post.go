@@ -33,6 +33,7 @@ const (
 // only the role that observed them may state.
 var accepted = []string{
 	events.TypeScaleRequested, events.TypePoolPaused, events.TypePoolResumed, events.TypePoolBackoffReset, events.TypeSignalReceived,
+	events.TypeReconcileRequested,
 }
 
 // invalid is why an event is refused, field by field.

@@ -29,6 +29,7 @@ func translate(err error) error {
 		provider.ErrNameTaken: provisioning.ErrNameTaken,
 		provider.ErrImage:     provisioning.ErrImage,
 		provider.ErrRefused:   provisioning.ErrRefused,
+		provider.ErrNoSpace:   provisioning.ErrNoSpace,
 		kube.ErrNotFound:      provisioning.ErrNotFound,
 	} {
 		if errors.Is(err, from) {

@@ -74,6 +74,7 @@ func (a *App) addProvisioning(ctx context.Context) error {
 	}
 	h, err := provisioning.New(ctx, provisioning.Options{
 		Bus: a.bus, Clusters: func() map[string]provisioning.Cluster { return clusters },
+		Times: provisioning.Times{Sweep: a.opts.Config.Reconcile.Every.Std(), Grace: a.opts.Config.Reconcile.Grace.Std()},
 		Clock: a.opts.Clock, Logger: a.opts.Logger, Registerer: a.opts.Registry, OnStep: crashHook(),
 	})
 	if err != nil {

@@ -48,6 +48,7 @@ type Config struct {
 	API       API       `yaml:"api" doc:"The HTTP interface: webhook, requests, queries, metrics."`
 	Audit     Audit     `yaml:"audit" doc:"Where everything that happened is recorded."`
 	Telemetry Telemetry `yaml:"telemetry" doc:"Logs."`
+	Reconcile Reconcile `yaml:"reconcile" doc:"How machines, Node objects and records are compared."`
 
 	src *source // positions of everything, for checks that come later
 }
@@ -290,4 +291,10 @@ type SQLite struct {
 type Telemetry struct {
 	LogLevel  string `yaml:"log_level" default:"info" enum:"debug,info,warn,error" doc:"What is logged."`
 	LogFormat string `yaml:"log_format" default:"json" enum:"json,text" doc:"How it is logged."`
+}
+
+// Reconcile is how machines, Node objects and records are compared.
+type Reconcile struct {
+	Every events.Duration `yaml:"every" default:"1m" doc:"How often; once at the start, too."`
+	Grace events.Duration `yaml:"grace" default:"2m" doc:"How long a machine or Node object must have been there without a record before it is removed or adopted; what is missing is acted on at once."`
 }

@@ -33,6 +33,7 @@ const (
 	OnDrained    NodeEvent = "drained"  // emptied in order to be removed
 	OnOrphaned   NodeEvent = "orphaned" // found without a live record
 	OnRemoved    NodeEvent = "removed"  // nothing of it is left
+	OnAdopted    NodeEvent = "adopted"  // found Ready, with its machine, without a record
 )
 
 type nodeRow struct {
@@ -54,6 +55,7 @@ type nodeRow struct {
 //	                                                                     │
 //	 claimed, created, registered, ready, unready ── drained ─► removing ◄┘
 //	 (no record) ─────────────────────────────────── orphaned ──► │
+//	 (no record) ── adopted ─► ready                              │
 //	                                                   removed    ▼
 //	                                                            removed
 //
@@ -66,6 +68,7 @@ var nodes = []nodeRow{
 	{"", OnFailed, Failed, DeadlineNone, UndoNothing}, // the claim came too late
 	{"", OnDrained, Removing, DeadlineNone, UndoNothing},
 	{"", OnOrphaned, Removing, DeadlineNone, UndoNothing},
+	{"", OnAdopted, Ready, DeadlineNone, UndoNothing},
 
 	{Claimed, OnStarted, Created, DeadlineRegister, UndoCleanUp},
 	{Claimed, OnFailed, Failed, DeadlineNone, UndoNothing},
@@ -162,7 +165,7 @@ func (n *Node) On(e NodeEvent, at time.Time) error {
 		}
 	case OnRemoved:
 		n.RemovedAt = at
-	case OnUnready, OnFailed, OnLost, OnDrained, OnOrphaned:
+	case OnUnready, OnFailed, OnLost, OnDrained, OnOrphaned, OnAdopted:
 	}
 	return nil
 }
