@@ -77,7 +77,7 @@ func (e *evaluation) next(decisions []Decision) time.Time {
 		ends(p.st.RemovedAt.Add(p.ScaleDownCooldown))
 	}
 	if e.world != nil {
-		for _, n := range e.world.nodes {
+		for _, n := range e.world.order {
 			if n.kind == kindStarting {
 				ends(n.startsUntil())
 			}

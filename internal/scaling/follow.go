@@ -106,6 +106,7 @@ func (x *Index) applyNodes(changed []Node, gone []string) {
 	}
 	for _, name := range gone {
 		if e := x.nodes[name]; e != nil && e.node != nil {
+			e.leave()
 			e.node, e.summed, sort = nil, false, true
 			x.tidy(e)
 		}

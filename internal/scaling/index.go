@@ -25,12 +25,16 @@ type Index struct {
 
 	nodes   map[string]*nodeEntry
 	order   []*nodeEntry // those that have a Node, by name
+	byAge   []*nodeEntry // those, the newest first
+	aged    bool         // byAge counts
 	unbound []*Pod       // by reference
 	classes map[string]*classEntry
 	budgets []Budget     // by reference
 	daemons []*DaemonSet // by reference
 	records []*Record    // by name
 	spaces  map[string]labels.Set
+	// siblings are by pool, without the pools that never had a node.
+	siblings map[string]*siblings
 
 	// What one evaluation leaves to the next.
 	topology    *topology // nil: classes have changed
@@ -61,6 +65,8 @@ type nodeEntry struct {
 	summed  bool      // sum counts
 	claimed string    // the pool of the claim that sum was made with
 	counted *topology // that the census of sum was taken for
+	among   *siblings // that it is counted with; nil: none
+	at      int       // where in Index.order
 }
 
 // classEntry is a class as it was observed and the copy that evaluations use.
@@ -72,7 +78,7 @@ type classEntry struct {
 // NewIndex returns the index of an observation, whose objects it keeps.
 func NewIndex(o Observation) *Index {
 	x := &Index{nodes: make(map[string]*nodeEntry, len(o.Nodes)), classes: make(map[string]*classEntry, len(o.Classes)),
-		byRecord: make(map[string]*Record, len(o.Records)), spaces: map[string]labels.Set{}}
+		byRecord: make(map[string]*Record, len(o.Records)), spaces: map[string]labels.Set{}, siblings: map[string]*siblings{}}
 	x.meet(o)
 	for i := range o.Classes {
 		x.classes[o.Classes[i].ID] = &classEntry{observed: o.Classes[i]}
@@ -166,7 +172,10 @@ func (x *Index) sortNodes() {
 		}
 	}
 	slices.SortFunc(x.order, func(a, b *nodeEntry) int { return cmpString(a.name, b.name) })
-	x.byName = nil
+	for i, e := range x.order {
+		e.at = i
+	}
+	x.byName, x.byAge = nil, nil
 }
 
 func (x *Index) sortRecords() {
@@ -315,7 +324,7 @@ func (x *Index) populate(w *world, s State) {
 			claimed = s.Claims[e.name].Pool
 		}
 		if !e.summed || e.claimed != claimed {
-			e.add(w, x.o.Cluster, claimed)
+			x.add(e, w, claimed)
 		}
 		if e.counted != w.topology {
 			e.sum.census, e.counted = w.census(e.bound, e.nominated), w.topology
@@ -333,8 +342,10 @@ func (x *Index) populate(w *world, s State) {
 }
 
 // add adds up what is on the node.
-func (e *nodeEntry) add(w *world, cluster, claimed string) {
-	e.sum = w.real(e.node, e.record, cluster, claimed)
+func (x *Index) add(e *nodeEntry, w *world, claimed string) {
+	since := e.sum.readyAt()
+	e.leave()
+	e.sum = w.real(e.node, e.record, x.o.Cluster, claimed)
 	n := &e.sum
 	n.pods, n.nominated = e.bound, e.nominated
 	for _, pods := range [][]*Pod{e.bound, e.nominated} {
@@ -350,4 +361,24 @@ func (e *nodeEntry) add(w *world, cluster, claimed string) {
 	}
 	w.reserveDaemons(n)
 	e.summed, e.claimed, e.counted = true, claimed, nil
+	x.join(e)
+	x.aged = x.aged && n.readyAt().Equal(since)
+}
+
+// newestFirst are the nodes in the order in which they became Ready, the last one
+// first, and those of one instant by name.
+func (x *Index) newestFirst() []*nodeEntry {
+	if x.byAge == nil {
+		x.byAge, x.aged = slices.Clone(x.order), false
+	}
+	if !x.aged { // most of it is in order
+		slices.SortFunc(x.byAge, func(a, b *nodeEntry) int {
+			if a.newer(b) {
+				return -1
+			}
+			return 1
+		})
+		x.aged = true
+	}
+	return x.byAge
 }

@@ -113,9 +113,13 @@ func (e *evaluation) reference() Resources {
 // and at last on new ones. Pods that the scheduler has not refused take room
 // too, since they will; but only refused ones ask for nodes.
 func (e *evaluation) serve(groups []*group) {
-	e.fill(groups, e.world.targets(soon...))
+	if len(groups) > 0 {
+		e.fill(groups, e.world.targets(soon...))
+	}
 	e.keepDisplaced()
-	e.fill(groups, e.world.targets(kindRestoring, kindNew))
+	if len(groups) > 0 {
+		e.fill(groups, e.world.targets(kindRestoring, kindNew))
+	}
 	for _, n := range e.revocable("") {
 		e.revokeFor(groups, n)
 	}

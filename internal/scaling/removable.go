@@ -18,39 +18,37 @@ type candidate struct {
 // candidates are our Ready nodes that take pods, those of each pool in its order.
 // Cordoned nodes are not among them: somebody wants them as they are.
 func (e *evaluation) candidates() []candidate {
-	var out []candidate
-	for _, n := range e.world.order {
+	x := e.world.index
+	out := make([]candidate, 0, len(x.order))
+	ordered := map[*poolRun][]candidate{} // of pools with an order of their own
+	for _, entry := range x.newestFirst() {
+		n := &x.sims[entry.at]
 		if !n.owned || n.leaves || n.kind != kindReady || n.record.inFlight() || n.record.gone() {
 			continue
 		}
 		if p := e.pool(n.pool); p.known {
-			out = append(out, candidate{n: n, p: p, share: e.world.utilization(n)})
+			c := candidate{n: n, p: p, share: e.world.utilization(n)}
+			out = append(out, c)
+			if p.RemovalOrder == RemoveLeastUtilized || p.RemovalOrder == RemoveCheapest {
+				ordered[p] = append(ordered[p], c)
+			}
 		}
 	}
-	newest := func(a, b candidate) int {
-		return cmp.Or(b.n.readyAt().Compare(a.n.readyAt()), cmpString(a.n.name, b.n.name))
-	}
-	slices.SortFunc(out, newest)
-	byPool := map[*poolRun][]candidate{}
-	for _, c := range out {
-		byPool[c.p] = append(byPool[c.p], c)
-	}
-	for p, cs := range byPool {
-		switch p.RemovalOrder {
-		case RemoveLeastUtilized:
-			slices.SortFunc(cs, func(a, b candidate) int { return cmp.Or(cmp.Compare(a.share, b.share), newest(a, b)) })
-		case RemoveCheapest:
+	for p, cs := range ordered {
+		if p.RemovalOrder == RemoveCheapest {
 			for i := range cs {
 				cs[i].moves = len(e.world.toMove(cs[i].n))
 			}
-			slices.SortFunc(cs, func(a, b candidate) int {
-				return cmp.Or(cmp.Compare(a.moves, b.moves), cmp.Compare(a.share, b.share), newest(a, b))
-			})
 		}
+		slices.SortStableFunc(cs, func(a, b candidate) int { // of equals the newest first
+			return cmp.Or(cmp.Compare(a.moves, b.moves), cmp.Compare(a.share, b.share))
+		})
 	}
 	// Each pool keeps the places of its nodes among those of the others.
 	for i, c := range out {
-		out[i], byPool[c.p] = byPool[c.p][0], byPool[c.p][1:]
+		if cs := ordered[c.p]; len(cs) > 0 {
+			out[i], ordered[c.p] = cs[0], cs[1:]
+		}
 	}
 	return out
 }

@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"maps"
 	"slices"
-	"strings"
 
 	corev1 "k8s.io/api/core/v1"
 )
@@ -20,20 +19,18 @@ func (w *world) newTemplate(cluster string, p Pool) *simNode {
 		t.alloc.Pods = defaultMaxPods
 	}
 	t.labels = map[string]string{corev1.LabelOSStable: "linux"}
-	living := w.living(p.Name)
-	model := newest(living)
-	if model != nil {
+	if model, siblings := w.index.model(p.Name); model != nil {
 		t.alloc.CPUMilli = min(t.alloc.CPUMilli, model.alloc.CPUMilli)
 		t.alloc.MemoryBytes = min(t.alloc.MemoryBytes, model.alloc.MemoryBytes)
 		t.alloc.Pods = min(t.alloc.Pods, model.alloc.Pods)
 		t.alloc.Extended = maps.Clone(model.alloc.Extended)
-		maps.Copy(t.labels, agreedLabels(living))
+		maps.Copy(t.labels, siblings.agreedLabels(model))
 		for _, k := range learnedLabels {
 			if v, ok := model.labels[k]; ok {
 				t.labels[k] = v
 			}
 		}
-		t.taints = withAgreedTaints(t.taints, living)
+		t.taints = siblings.withAgreedTaints(t.taints, model)
 	} else {
 		w.learnCommon(t)
 	}
@@ -50,72 +47,6 @@ func (w *world) newTemplate(cluster string, p Pool) *simNode {
 var learnedLabels = []string{
 	corev1.LabelOSStable, corev1.LabelArchStable, "beta.kubernetes.io/os", "beta.kubernetes.io/arch",
 	corev1.LabelInstanceTypeStable,
-}
-
-// living are the Ready nodes of ours in the pool.
-func (w *world) living(pool string) []*simNode {
-	var out []*simNode
-	for _, n := range w.order {
-		if n.pool == pool && n.owned && n.node != nil && n.node.Ready {
-			out = append(out, n)
-		}
-	}
-	return out
-}
-
-// agreedLabels are the labels that all living nodes of the pool have: whoever
-// makes the nodes sets them, whether the policy says so or not. Those that name
-// their node are its own.
-func agreedLabels(living []*simNode) map[string]string {
-	if len(living) == 0 {
-		return nil
-	}
-	first := living[0]
-	out := make(map[string]string, len(first.labels))
-	for k, v := range first.labels {
-		agree := k != corev1.LabelHostname && k != LabelClaim && v != first.name
-		for i := 1; agree && i < len(living); i++ {
-			agree = living[i].labels[k] == v && v != living[i].name
-		}
-		if agree {
-			out[k] = v
-		}
-	}
-	return out
-}
-
-// withAgreedTaints adds the taints that all living nodes of the pool have: a
-// new one will have them, too. What Kubernetes itself taints a node with comes
-// and goes.
-func withAgreedTaints(taints []corev1.Taint, living []*simNode) []corev1.Taint {
-	var agreed []corev1.Taint
-	has := func(ts []corev1.Taint, t corev1.Taint) bool {
-		return slices.ContainsFunc(ts, func(o corev1.Taint) bool { return o.MatchTaint(&t) && o.Value == t.Value })
-	}
-	for i, n := range living {
-		if i == 0 {
-			agreed = slices.Clone(n.taints)
-		}
-		agreed = slices.DeleteFunc(agreed, func(t corev1.Taint) bool { return !has(n.taints, t) })
-	}
-	out := slices.Clone(taints)
-	for _, t := range agreed {
-		if !strings.HasPrefix(t.Key, "node.kubernetes.io/") && t.Key != taintUninitialized && !has(out, t) {
-			out = append(out, t)
-		}
-	}
-	return out
-}
-
-// newest returns the node that became Ready last, or nil.
-func newest(living []*simNode) *simNode {
-	var best *simNode
-	for _, n := range living {
-		if best == nil || n.readyAt().After(best.readyAt()) {
-			best = n
-		}
-	}
-	return best
 }
 
 // learnCommon gives a template the system's labels on which all nodes agree,

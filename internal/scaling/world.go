@@ -178,12 +178,21 @@ func (w *world) put(n *simNode) {
 // targets returns the nodes of the given kinds in the order in which the
 // simulation fills them: kinds as given, then by name.
 func (w *world) targets(kinds ...kind) []*simNode {
-	var out []*simNode
+	var next [kindNew + 1]int // where the next one of a kind goes
+	for _, n := range w.order {
+		if !n.leaves {
+			next[n.kind]++
+		}
+	}
+	all := 0
 	for _, k := range kinds {
-		for _, n := range w.order {
-			if n.kind == k && !n.leaves {
-				out = append(out, n)
-			}
+		all, next[k] = all+next[k], all
+	}
+	out := make([]*simNode, all)
+	for _, n := range w.order {
+		if !n.leaves && slices.Contains(kinds, n.kind) {
+			out[next[n.kind]] = n
+			next[n.kind]++
 		}
 	}
 	return out
