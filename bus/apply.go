@@ -187,7 +187,7 @@ func (s *State[T]) commit(ctx context.Context, c commitment[T]) (entry, uint64, 
 		}
 		c.next.Outbox = append(c.next.Outbox, owed{Sequence: c.turn.origin.sequence, Event: e})
 	}
-	if err := s.opts.deadline(k, &c.next); err != nil {
+	if err := s.opts.deadline(k, &c.next, c.turn.written()); err != nil {
 		return c.next, 0, err
 	}
 	s.b.opts.OnStep(c.step + "/write/before")

@@ -25,7 +25,7 @@ func NewRerun[T any](o StateOptions[T], k Key, st T, incarnation string, sequenc
 		return nil, fmt.Errorf("record of %s: encode state: %w", k, err)
 	}
 	r := &Rerun[T]{opts: o, key: k, e: entry{State: raw, Last: position{incarnation, sequence}, Now: now.UTC()}}
-	return r, o.deadline(k, &r.e)
+	return r, o.deadline(k, &r.e, &st)
 }
 
 // Apply runs fn on the record and returns the events that it emits. A delivery
@@ -42,7 +42,7 @@ func (r *Rerun[T]) Apply(d Delivery, fn func(t *Turn[T]) error) ([]events.Event,
 		return nil, err
 	}
 	next.Last.Sequence = d.Sequence
-	if err := r.opts.deadline(r.key, &next); err != nil {
+	if err := r.opts.deadline(r.key, &next, t.written()); err != nil {
 		return nil, err
 	}
 	r.e = next

@@ -45,17 +45,20 @@ func (t timer) firedEvent() (events.Event, error) {
 	}, events.TimerFired{Handler: t.Handler, DueAt: t.DueAt.UTC()})
 }
 
-// deadline notes in e when its record wants to be woken.
-func (o StateOptions[T]) deadline(k Key, e *entry) error {
+// deadline notes in e when its record wants to be woken. st is the state that e was
+// made of, nil: it is not at hand.
+func (o StateOptions[T]) deadline(k Key, e *entry, st *T) error {
 	e.Due = time.Time{}
 	if o.Deadline == nil || !e.exists() {
 		return nil
 	}
-	var st T
-	if err := json.Unmarshal(e.State, &st); err != nil {
-		return fmt.Errorf("record of %s: decode state: %w", k, err)
+	if st == nil {
+		st = new(T)
+		if err := json.Unmarshal(e.State, st); err != nil {
+			return fmt.Errorf("record of %s: decode state: %w", k, err)
+		}
 	}
-	e.Due = o.Deadline(k, st).UTC()
+	e.Due = o.Deadline(k, *st).UTC().Round(0) // as it is read again
 	return nil
 }
 

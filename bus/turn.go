@@ -108,6 +108,14 @@ func (t *Turn[T]) Delete() { t.deleted = true }
 // message path still records its position, and emitted events are published.
 func (t *Turn[T]) Unchanged() { t.unchanged = true }
 
+// written is the state as it is written, nil: it is not.
+func (t *Turn[T]) written() *T {
+	if t.deleted || t.unchanged {
+		return nil
+	}
+	return t.State
+}
+
 // take runs fn on the state of e and returns the entry to write: everything but
 // position and outbox, which differ by path.
 func take[T any](k Key, e entry, now time.Time, o origin, fn func(*Turn[T]) error) (*Turn[T], entry, error) {
