@@ -146,11 +146,6 @@ func (w *world) putBack(n *simNode, gone []lowly) {
 	}
 }
 
-type placement struct {
-	class *PodClass
-	node  *simNode
-}
-
 // verdicts are what was said of classes, by their number.
 type verdicts []verdict
 
@@ -167,26 +162,6 @@ func (v *verdicts) of(c *PodClass, judge func() *misfit) *misfit {
 		*said = verdict{true, judge()}
 	}
 	return said.misfit
-}
-
-// allowed is placeable, remembered for nodes whose labels and taints stay as
-// they are within an evaluation, and for all nodes of a template together.
-func (w *world) allowed(c *PodClass, n *simNode) bool { return w.barred(c, n) == nil }
-
-func (w *world) barred(c *PodClass, n *simNode) *misfit {
-	switch {
-	case n.template != nil && !c.rules.names:
-		return n.template.takes.of(c, func() *misfit { return w.placeable(c, n) })
-	case n.kind != kindReady:
-		return w.placeable(c, n)
-	}
-	key := placement{c, n}
-	if m, known := w.memo[key]; known {
-		return m
-	}
-	m := w.placeable(c, n)
-	w.memo[key] = m
-	return m
 }
 
 // refusal is why what is on the nodes keeps a pod away, without the words.
@@ -365,8 +340,8 @@ func (w *world) refusals(c *PodClass, not *simNode, targets []*simNode) string {
 			continue
 		}
 		n++
-		if m := w.barred(c, t); m != nil {
-			by[m.code]++
+		if !w.allowed(c, t) {
+			by[w.placeable(c, t).code]++
 		} else if m := w.refusal(c, t).misfit(); m != nil {
 			by[m.code]++
 		} else if r := w.room(c, t); r != "" {

@@ -235,7 +235,7 @@ func (x *Index) putPods(pods []Pod) {
 // world is the simulated cluster before anything is decided.
 func (x *Index) world(s State, p Policy) *world {
 	w := &world{index: x, records: x.byRecord, recordList: x.records, budgets: x.budgets, daemons: x.daemons, pods: x.unbound,
-		memo: map[placement]*misfit{}, expendableBelow: p.expendableBelow(), startup: map[string][]corev1.Taint{}, renamed: p.renamed()}
+		expendableBelow: p.expendableBelow(), startup: map[string][]corev1.Taint{}, renamed: p.renamed()}
 	for _, pool := range p.pools() {
 		w.startup[pool.Name] = pool.StartupTaints
 	}
@@ -329,6 +329,7 @@ func (x *Index) populate(w *world, s State) {
 		if e.counted != w.topology {
 			e.sum.census, e.counted = w.census(e.bound, e.nominated), w.topology
 			w.topology.locate(&e.sum)
+			e.sum.memo = &memo{}
 		}
 		n := &x.sims[i]
 		counts := n.counts

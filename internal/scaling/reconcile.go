@@ -196,7 +196,7 @@ func (e *evaluation) restore(n *simNode) {
 			taints = append(taints, t)
 		}
 	}
-	n.taints = taints
+	n.setTaints(taints)
 }
 
 // beginning makes a node that has registered but is not Ready yet what it will

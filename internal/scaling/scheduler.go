@@ -20,7 +20,7 @@ func NewScheduler(o Observation) *Scheduler {
 	s := &Scheduler{w: newWorld(o, State{}, Policy{}), pods: map[string]*Pod{}}
 	for _, n := range s.w.order {
 		if n.kind == kindReady {
-			n.taints = slices.Concat(n.taints, n.startup)
+			n.setTaints(slices.Concat(n.taints, n.startup))
 			s.nodes = append(s.nodes, n)
 		}
 		s.w.attach(n)

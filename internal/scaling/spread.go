@@ -55,6 +55,14 @@ func (t *topology) spreadOf(key spreadKey, c *PodClass, s SpreadConstraint) *spr
 // it has every topology key of the pod and is not left out by the pod's node
 // affinity or, where asked, its tolerations.
 func (s *spread) over(w *world, n *simNode) bool {
+	m := n.memoOf(s.class)
+	if m == nil {
+		return s.judge(w, n)
+	}
+	return recall(&m.spread, s.index, len(w.topology.spreadList), func() bool { return s.judge(w, n) })
+}
+
+func (s *spread) judge(w *world, n *simNode) bool {
 	for _, k := range s.Keys {
 		if _, ok := n.labels[k]; !ok {
 			return false

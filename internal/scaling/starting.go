@@ -52,7 +52,7 @@ func (e *evaluation) starting(n *simNode) {
 		n.kind = kindStarting
 		return
 	}
-	n.taints = slices.Concat(n.taints, n.startup)
+	n.setTaints(slices.Concat(n.taints, n.startup))
 }
 
 // soon are the kinds of node that take pods, or will without a new decision.

@@ -14,7 +14,7 @@ import (
 // paper would ask for one node after the other.
 func (w *world) newTemplate(cluster string, p Pool) *simNode {
 	_, taints := splitStartup(p.Taints, p.StartupTaints)
-	t := &simNode{pool: p.Name, kind: kindNew, taints: taints, alloc: p.Size.clone()}
+	t := &simNode{pool: p.Name, kind: kindNew, memo: &memo{}, taints: taints, alloc: p.Size.clone()}
 	if t.alloc.Pods <= 0 {
 		t.alloc.Pods = defaultMaxPods
 	}
@@ -103,7 +103,7 @@ func (n *simNode) copied() simNode {
 	out := *n
 	out.free, out.expendable = n.free.clone(), n.expendable.clone()
 	out.ports, out.daemons, out.lowly = slices.Clone(n.ports), slices.Clone(n.daemons), slices.Clone(n.lowly)
-	out.trial, out.attached, out.template = nil, false, n
+	out.trial, out.attached, out.template, out.memo = nil, false, n, nil
 	return out
 }
 

@@ -47,7 +47,7 @@ type simNode struct {
 	pushed     bool         // they have given way
 	startup    []corev1.Taint
 	template   *simNode // it is made of, nil: of none alone
-	takes      verdicts // of a template; see barred
+	memo       *memo    // nil: its labels and taints are not those that one is about
 	attached   bool     // the topology knows it
 	domains    []int    // by number of the topology key; nil: not located yet
 	counts     []bool   // in which spreads, by index
@@ -65,7 +65,6 @@ type world struct {
 	budgets    []Budget
 	covering   map[*PodClass][]Budget // see budgetsOf
 	daemons    []*DaemonSet
-	memo       map[placement]*misfit // see barred
 	common     *simNode              // see learnCommon; nil: not known
 
 	topology        *topology
