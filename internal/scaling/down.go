@@ -294,7 +294,7 @@ func (p *poolRun) utilizes(n *simNode, share, threshold int64) {
 	}
 	if p.utilized++; p.utilized <= maxNamed {
 		p.rejected = append(p.rejected, Alternative{Subject: "node " + n.name, quiet: true,
-			Reason: Reason{"Utilized", fmt.Sprintf("uses %s of %s", percent(share), percent(threshold))}, Fix: "its pods would have to ask for less"})
+			Reason: Reason{"Utilized", "uses " + percent(share) + " of " + percent(threshold)}, Fix: "its pods would have to ask for less"})
 	}
 }
 

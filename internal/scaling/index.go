@@ -32,6 +32,8 @@ type Index struct {
 	budgets []Budget     // by reference
 	daemons []*DaemonSet // by reference
 	records []*Record    // by name
+	bare    []*Record    // those without a Node, by name
+	bared   bool         // bare counts
 	spaces  map[string]labels.Set
 	// siblings are by pool, without the pools that never had a node.
 	siblings map[string]*siblings
@@ -162,6 +164,20 @@ func (x *Index) putRecord(r *Record) {
 	x.byRecord[r.Name] = r
 	e := x.entry(r.Name)
 	e.record, e.summed = r, false
+	x.bared = x.bared && e.node != nil
+}
+
+// withoutNode are the records of nodes that the API server does not have.
+func (x *Index) withoutNode() []*Record {
+	if !x.bared {
+		x.bare, x.bared = nil, true
+		for _, r := range x.records {
+			if x.nodes[r.Name].node == nil {
+				x.bare = append(x.bare, r)
+			}
+		}
+	}
+	return x.bare
 }
 
 func (x *Index) sortNodes() {
@@ -175,10 +191,11 @@ func (x *Index) sortNodes() {
 	for i, e := range x.order {
 		e.at = i
 	}
-	x.byName, x.byAge = nil, nil
+	x.byName, x.byAge, x.bared = nil, nil, false
 }
 
 func (x *Index) sortRecords() {
+	x.bared = false
 	x.records = slices.SortedFunc(maps.Values(x.byRecord), func(a, b *Record) int { return cmpString(a.Name, b.Name) })
 }
 
@@ -234,7 +251,7 @@ func (x *Index) putPods(pods []Pod) {
 
 // world is the simulated cluster before anything is decided.
 func (x *Index) world(s State, p Policy) *world {
-	w := &world{index: x, records: x.byRecord, recordList: x.records, budgets: x.budgets, daemons: x.daemons, pods: x.unbound,
+	w := &world{index: x, records: x.byRecord, budgets: x.budgets, daemons: x.daemons, pods: x.unbound,
 		expendableBelow: p.expendableBelow(), startup: map[string][]corev1.Taint{}, renamed: p.renamed()}
 	for _, pool := range p.pools() {
 		w.startup[pool.Name] = pool.StartupTaints

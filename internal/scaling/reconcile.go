@@ -118,8 +118,8 @@ func (e *evaluation) place() {
 	for i, n := range e.world.order {
 		e.world.order[i] = e.placeNode(n)
 	}
-	for _, rec := range e.world.recordList {
-		if _, real := e.world.nodes[rec.Name]; !real && rec.inFlight() {
+	for _, rec := range e.world.index.withoutNode() {
+		if rec.inFlight() {
 			n := e.pool(rec.Pool).instance(rec.Name, kindInFlight, e)
 			n.record = rec
 			e.world.add(n)
@@ -248,7 +248,7 @@ func (e *evaluation) measure() {
 			}
 		}
 	}
-	for _, rec := range e.world.recordList {
+	for _, rec := range e.world.index.withoutNode() {
 		if _, there := e.world.nodes[rec.Name]; there || rec.gone() {
 			continue
 		}

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strconv"
 	"strings"
 )
 
@@ -160,7 +161,9 @@ func (r Resources) share(all Resources) int64 {
 	return max(permille(r.CPUMilli, all.CPUMilli), permille(r.MemoryBytes, all.MemoryBytes))
 }
 
-func percent(permille int64) string { return fmt.Sprintf("%d.%d%%", permille/10, permille%10) }
+func percent(permille int64) string {
+	return strconv.FormatInt(permille/10, 10) + "." + strconv.FormatInt(permille%10, 10) + "%"
+}
 
 // count is a number with its noun.
 func count(n int, noun string) string { return agree(n, noun, noun+"s") }

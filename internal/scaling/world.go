@@ -61,7 +61,6 @@ type world struct {
 	classes    map[string]*PodClass
 	pods       []*Pod // those that are not bound, by reference
 	records    map[string]*Record
-	recordList []*Record // by name
 	budgets    []Budget
 	covering   map[*PodClass][]Budget // see budgetsOf
 	daemons    []*DaemonSet
