@@ -49,7 +49,7 @@ func (u *unsettled) surely(r *roamer, targets []*simNode) (*seats, bool) {
 		return nil, false
 	}
 	w := u.e.world
-	s := seatsOn(c, targets, func(n *simNode) bool { return w.admits(c, n) })
+	s := seatsOn(c, targets, nil, func(n *simNode) bool { return w.admits(c, n) })
 	if !u.pushed(c.rules.spreadsAmong) && u.enough(s) {
 		return s, true
 	}
@@ -71,12 +71,12 @@ func (u *unsettled) everywhere(c *PodClass, targets []*simNode) bool {
 	rules.spread = nil
 	alone.rules = &rules
 	w := u.e.world
-	s := seatsOn(&alone, targets, func(n *simNode) bool {
+	s := seatsOn(&alone, targets, &u.benches, func(n *simNode) bool {
 		return w.room(c, n) == "" && w.allowed(c, n) && (w.takes(&alone, n) || w.pushes(&alone, n))
 	})
 	for number, d := range r.domains {
 		in := func(n *simNode) bool { return n.counts[r.index] && n.domains[r.number] == number }
-		if d.nodes > 0 && !u.enough(s.part(in)) {
+		if d.nodes > 0 && !u.enough(s.part(&u.benches, in)) {
 			return false
 		}
 	}

@@ -351,7 +351,7 @@ func (x *Index) populate(w *world, s State) {
 		n := &x.sims[i]
 		counts := n.counts
 		*n = e.sum
-		n.counts = counts[:0]
+		n.counts, n.at = counts[:0], i
 		// What an evaluation changes in place is its own.
 		n.ports, n.lowly, n.shared = slices.Clone(n.ports), slices.Clone(n.lowly), true
 		w.order[i] = n

@@ -44,8 +44,7 @@ type seats struct {
 	class *PodClass
 	asks  []string // the resources that it asks for
 	unit  []int64  // of each: the average slack
-	list  []seat
-	at    map[*simNode]int // place in the list
+	list  []seat // by name of the node
 	sum   burden           // of all
 	most  burden           // of the roomiest node, or more
 	wide  map[string]burden
@@ -54,14 +53,26 @@ type seats struct {
 type seat struct {
 	node  *simNode
 	slack []int64 // by resource: what others may take and it fits still
+	gone  bool    // the node is: it is not in the sum
 	burden
 }
 
-// seatsOn are those of the nodes that fit.
-func seatsOn(c *PodClass, nodes []*simNode, fits func(*simNode) bool) *seats {
-	s := &seats{class: c, asks: c.Requests.asks(), at: map[*simNode]int{}, wide: map[string]burden{}}
+// benches is memory for seats that are not kept.
+type benches struct {
+	list, part []seat
+	slack      []int64
+}
+
+// seatsOn are those of the nodes that fit, in memory of their own if b is nil.
+func seatsOn(c *PodClass, nodes []*simNode, b *benches, fits func(*simNode) bool) *seats {
+	if b == nil {
+		b = &benches{}
+	}
+	s := &seats{class: c, asks: c.Requests.asks(), wide: map[string]burden{}}
 	s.unit = make([]int64, len(s.asks))
-	all := make([]int64, len(s.asks)*len(nodes))
+	b.list, b.slack = slices.Grow(b.list[:0], len(nodes)), slices.Grow(b.slack[:0], len(s.asks)*len(nodes))
+	s.list = b.list
+	all := b.slack[:cap(b.slack)]
 	for _, n := range nodes {
 		if !fits(n) {
 			continue
@@ -75,7 +86,6 @@ func seatsOn(c *PodClass, nodes []*simNode, fits func(*simNode) bool) *seats {
 			x.slack[i] = free.amount(r) - c.Requests.amount(r)
 		}
 		all = all[len(s.asks):]
-		s.at[n] = len(s.list)
 		s.list = append(s.list, x)
 	}
 	for i := range s.asks {
@@ -97,19 +107,28 @@ func seatsOn(c *PodClass, nodes []*simNode, fits func(*simNode) bool) *seats {
 
 // on is what it takes to block the node, nothing if it is none of them.
 func (s *seats) on(n *simNode) burden {
-	if j, ok := s.at[n]; ok {
-		return s.list[j].burden
+	if x := s.find(n); x != nil {
+		return x.burden
 	}
 	return burden{}
 }
 
-// part are those of the seats that count.
-func (s *seats) part(counts func(*simNode) bool) *seats {
+// find is the seat on the node, nil: there is none.
+func (s *seats) find(n *simNode) *seat {
+	j, ok := slices.BinarySearchFunc(s.list, n.at, func(x seat, at int) int { return x.node.at - at })
+	if !ok || s.list[j].gone {
+		return nil
+	}
+	return &s.list[j]
+}
+
+// part are those of the seats that count, until the next part.
+func (s *seats) part(b *benches, counts func(*simNode) bool) *seats {
 	out := *s
-	out.list, out.at, out.sum, out.most, out.wide = nil, map[*simNode]int{}, burden{}, burden{}, map[string]burden{}
+	b.part = slices.Grow(b.part[:0], len(s.list))
+	out.list, out.sum, out.most, out.wide = b.part, burden{}, burden{}, map[string]burden{}
 	for _, x := range s.list {
 		if counts(x.node) {
-			out.at[x.node] = len(out.list)
 			out.list = append(out.list, x)
 			out.sum, out.most = out.sum.plus(x.burden, 1), out.most.atLeast(x.burden)
 		}
@@ -143,11 +162,14 @@ func (s *seats) widest(key string) burden {
 		return b
 	}
 	most := s.most
-	domains := map[string]burden{}
-	for _, x := range s.list {
-		if v, ok := x.node.labels[key]; ok {
-			domains[v] = domains[v].plus(x.burden, 1)
-			most = most.atLeast(domains[v])
+	if key != "" {
+		k := s.class.rules.topology.key(key)
+		domains := make([]burden, len(k.values))
+		for _, x := range s.list {
+			if d := x.node.domains[k.number]; d != noDomain {
+				domains[d] = domains[d].plus(x.burden, 1)
+				most = most.atLeast(domains[d])
+			}
 		}
 	}
 	s.wide[key] = most
@@ -202,8 +224,7 @@ func (r *classRules) spreadsAmong(o *PodClass) bool {
 
 // drop takes a node that has gone out of the seats.
 func (s *seats) drop(n *simNode) {
-	if j, ok := s.at[n]; ok {
-		s.sum = s.sum.plus(s.list[j].burden, -1)
-		delete(s.at, n)
+	if x := s.find(n); x != nil {
+		s.sum, x.gone = s.sum.plus(x.burden, -1), true
 	}
 }

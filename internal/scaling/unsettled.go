@@ -18,6 +18,9 @@ type unsettled struct {
 	all   []*roamer // in the order in which they were met
 	by    map[*PodClass]*roamer
 	lowly []*PodClass // whose pods may be pushed off their nodes
+
+	benches benches // for what everywhere looks at
+	crowd   []move  // likewise for crowded
 }
 
 // roamer is a class with unsettled pods.
@@ -304,8 +307,11 @@ func (u *unsettled) uncertain(n *simNode, own []*roamer) *leftover {
 // crowded returns a pod that is left over even if the largest come first, or nil:
 // then it is not the order alone that matters.
 func (u *unsettled) crowded(n *simNode, targets []*simNode) *leftover {
-	placed := &moves{w: u.e.world}
-	defer placed.undo(0)
+	placed := &moves{w: u.e.world, done: u.crowd}
+	defer func() {
+		placed.undo(0)
+		u.crowd = placed.done
+	}()
 	all := u.e.reference()
 	order := slices.Clone(u.all)
 	slices.SortStableFunc(order, func(a, b *roamer) int {

@@ -21,6 +21,7 @@ const (
 // simNode is a node of the simulation: a real one, or one that is to come.
 type simNode struct {
 	name   string
+	at     int // of those that are there: in which place by name
 	pool   string
 	kind   kind
 	labels map[string]string
