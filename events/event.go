@@ -159,10 +159,7 @@ func Decode[T Payload](e Event) (T, error) {
 	if want := p.EventType(); e.Type() != want {
 		return p, &DecodeError{ID: e.ID(), Type: e.Type(), Err: fmt.Errorf("type: is %q, expected %q", e.Type(), want)}
 	}
-	if r, ok := any(&p).(roomy); ok {
-		r.makeRoom(e.Data())
-	}
-	if err := json.Unmarshal(e.Data(), &p); err != nil {
+	if err := unmarshal(e.Data(), &p); err != nil {
 		return p, &DecodeError{ID: e.ID(), Type: e.Type(), Err: fmt.Errorf("data: %w", err)}
 	}
 	if err := p.Validate(); err != nil {
@@ -170,10 +167,6 @@ func Decode[T Payload](e Event) (T, error) {
 	}
 	return p, nil
 }
-
-// roomy is a payload that can tell from its JSON how much room it takes: decoding
-// appends to what is there, and a snapshot has tens of thousands of pods.
-type roomy interface{ makeRoom(data []byte) }
 
 // DecodeError says why an event can't be understood. It is permanent.
 type DecodeError struct {

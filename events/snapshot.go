@@ -1,9 +1,6 @@
 package events
 
-import (
-	"bytes"
-	"time"
-)
+import "time"
 
 // Types of the snapshot events.
 const (
@@ -186,17 +183,6 @@ type SnapshotCaptured struct {
 	// ServerVersion is the API server's, e.g. "v1.34.4+k3s1".
 	ServerVersion string `json:"server_version,omitempty"`
 }
-
-// makeRoom counts a key that every pod has, and few others; in a text the quotes would
-// be escaped. Without pods nothing is made: it would not be the zero value.
-func (o *SnapshotObjects) makeRoom(data []byte) {
-	if bytes.Contains(data, []byte(`"pods":[{`)) {
-		o.Pods = make([]SnapshotPod, 0, bytes.Count(data, []byte(`"phase":`)))
-	}
-}
-
-func (p *SnapshotCaptured) makeRoom(data []byte) { p.Objects.makeRoom(data) }
-func (p *SnapshotChanged) makeRoom(data []byte)  { p.Changed.makeRoom(data) }
 
 // EventType implements Payload.
 func (SnapshotCaptured) EventType() string { return TypeSnapshotCaptured }
