@@ -13,7 +13,7 @@ import (
 
 // create brings a claim from nothing to a started machine:
 //
-//	intent ─► Create ─► starting (CAS: still ours) ─► Start ─► created
+//	intent ─► Place ─► its host ─► Create ─► starting (CAS: still ours) ─► Start ─► created
 //
 // An owner that died anywhere in between left the intent. The next one looks
 // for the machine first: a running one was started already, one that ended or
@@ -51,15 +51,27 @@ func (h *Handler) create(ctx context.Context, l *lease) error {
 	}
 
 	var made Machine
-	err = h.effect(l.Context(), "create", h.times.Create, func(ctx context.Context) error {
-		var err error
-		made, err = m.Create(ctx, Spec{Cluster: l.Key().Cluster, Pool: n.Pool, Name: n.Name, ClaimID: n.ClaimID, Epoch: n.Epoch, Node: n.Spec})
-		return err
-	})
+	spec := Spec{Cluster: l.Key().Cluster, Pool: n.Pool, Name: n.Name, ClaimID: n.ClaimID, Epoch: n.Epoch, Node: n.Spec}
+	host, moved, err := h.place(ctx, l, m, spec)
+	if moved {
+		return nil
+	}
+	if err == nil {
+		spec.Host = host
+		err = h.effect(l.Context(), "create", h.times.Create, func(ctx context.Context) error {
+			var err error
+			made, err = m.Create(ctx, spec)
+			return err
+		})
+	}
 	switch {
 	case err == nil:
-	case abandoned(l.Context(), err):
+	case abandoned(l.Context(), err), errors.Is(err, errUnrecorded):
 		return fmt.Errorf("create machine: %w", err)
+	case errors.Is(err, ErrNoRoom):
+		// Not tried again inside the claim: the pool rests, and another one may get
+		// the node meanwhile.
+		return h.fail(ctx, l, failure{code: ReasonNoRoom, message: fmt.Sprintf("create machine: %v", err), cleanUp: resumed}, isClaimed)
 	case errors.Is(err, ErrNameTaken):
 		// It is someone else's: there is nothing of ours to clean up.
 		return h.fail(ctx, l, failure{code: ReasonNameTaken, message: fmt.Sprintf("create machine: %v", err)}, isClaimed)
@@ -100,7 +112,9 @@ func (h *Handler) start(ctx context.Context, l *lease, m Machines, made Machine)
 	if err := l.Confirm(ctx); err != nil {
 		return fmt.Errorf("confirm ownership before start: %w", err)
 	}
-	err = h.effect(l.Context(), "start", h.times.Call, func(ctx context.Context) error { return m.Start(ctx, n.Name) })
+	err = h.effect(l.Context(), "start", h.times.Call, func(ctx context.Context) error {
+		return judge(l.Record(), m.Start(ctx, n.Name))
+	})
 	switch {
 	case err == nil:
 	case abandoned(l.Context(), err):
@@ -169,7 +183,7 @@ func (h *Handler) resume(ctx context.Context, l *lease, m Machines) (done bool, 
 	var found Machine
 	err = h.effect(l.Context(), "inspect", h.times.Call, func(ctx context.Context) error {
 		var err error
-		found, err = m.Get(ctx, n.Name)
+		found, err = get(ctx, m, n)
 		return err
 	})
 	late := h.clock.Now().After(n.NotAfter)

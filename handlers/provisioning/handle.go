@@ -17,6 +17,7 @@ const (
 	ReasonImage          = "ImageUnavailable" // the image is missing and can't be pulled
 	ReasonRefused        = "ProviderRefused"  // the provider can't ever fulfil the claim
 	ReasonNoSpace        = "NoSpace"          // no host of the pool has room on its disk
+	ReasonNoRoom         = "NoRoom"           // no host of the pool has room for the machine
 	ReasonUnknownPool    = "UnknownPool"      // the pool has no provider
 	ReasonNotRegistered  = "NotRegistered"    // no Node object at the deadline
 	ReasonNotReady       = "NotReady"         // a Node object that was never Ready, or no longer is

@@ -23,6 +23,9 @@ var (
 	// ErrNoSpace says that no host of the pool has room on its disk: the claim
 	// fails, so that the next one may go elsewhere.
 	ErrNoSpace = errors.New("no space left on the host")
+	// ErrNoRoom says that no host has room for the machine now, and that nothing
+	// was made.
+	ErrNoRoom = errors.New("no host has room for the machine")
 )
 
 // Spec is the machine to be created.
@@ -33,6 +36,7 @@ type Spec struct {
 	ClaimID string
 	Epoch   string // identifies the log that the claim is recorded in
 	Node    lifecycle.Spec
+	Host    string // that the record names; empty: there is nothing to choose
 }
 
 // MachineState is the state of a machine.
@@ -90,10 +94,12 @@ type Remover interface {
 
 // Inspector looks at machines.
 type Inspector interface {
-	// Get returns one machine of ours, or ErrNotFound.
+	// Get returns one machine of ours, or ErrNotFound; a *HostsError when it may
+	// be on a host that does not answer.
 	Get(ctx context.Context, name string) (Machine, error)
 	// List returns our machines, in any state. Machines of other pools on the
-	// same host may be among them.
+	// same host may be among them. With a *HostsError they are those of the hosts
+	// that answered.
 	List(ctx context.Context) ([]Machine, error)
 	// Logs returns the end of a machine's output, at most maxBytes, with
 	// secrets removed; ErrNotFound when there is none.

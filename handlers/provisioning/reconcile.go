@@ -62,7 +62,8 @@ type view struct {
 	began    time.Time // when its lists were begun
 	name     string
 	machines map[string]Machine
-	listed   map[string]bool // pools whose machines are all in machines
+	listed   map[string]bool        // pools whose machines are in machines
+	partial  map[string]*HostsError // those of them with hosts that did not answer
 	nodes    map[string]NodeObject
 	records  map[string]lifecycle.Node
 	log      bus.LogState // says whose machines are ours
@@ -197,7 +198,8 @@ func (h *Handler) grace(p difference) time.Duration {
 // observe lists the machines and Node objects of a cluster. A node list that
 // can't be had leaves nodes nil.
 func (h *Handler) observe(ctx context.Context, name string, c Cluster) (*view, error) {
-	v := &view{name: name, began: h.clock.Now(), machines: map[string]Machine{}, listed: map[string]bool{}, records: map[string]lifecycle.Node{}}
+	v := &view{name: name, began: h.clock.Now(), machines: map[string]Machine{}, listed: map[string]bool{},
+		partial: map[string]*HostsError{}, records: map[string]lifecycle.Node{}}
 	var errs []error
 	for _, pool := range slices.Sorted(maps.Keys(c.Pools)) {
 		var machines []Machine
@@ -207,7 +209,11 @@ func (h *Handler) observe(ctx context.Context, name string, c Cluster) (*view, e
 		})
 		if err != nil {
 			errs = append(errs, fmt.Errorf("list machines of pool %s of cluster %s: %w", pool, name, err))
-			continue
+			var partial *HostsError
+			if !errors.As(err, &partial) {
+				continue
+			}
+			v.partial[pool] = partial
 		}
 		v.listed[pool] = true
 		for _, m := range machines {
@@ -274,6 +280,8 @@ func (s *sweeper) compare(v *view, now time.Time) []difference {
 		d := difference{Node: name, Kind: events.DivergedOrphanNode, ClaimID: object.ClaimID, Pool: object.Pool,
 			Detail: "the Node object has no machine, and " + recordState(n, known)}
 		switch {
+		case v.partial[object.Pool] != nil:
+			d.Kind, d.why = "", fmt.Sprintf("its machine may be on a host that does not answer: %v", v.partial[object.Pool])
 		case !v.listed[object.Pool]:
 			d.Kind, d.why = "", "the machines of its pool are not known: the pool is not configured here, or its provider does not answer"
 		case object.Ready && !known:
@@ -340,7 +348,7 @@ func (h *Handler) compareRecord(v *view, name string, n lifecycle.Node, now time
 		m, hasMachine := v.machines[name]
 		_, hasNode := v.nodes[name]
 		switch {
-		case v.listed[n.Pool] && !hasMachine:
+		case v.gone(n):
 			p.Detail = "its machine is gone"
 			return p, true
 		case v.nodes != nil && !hasNode:

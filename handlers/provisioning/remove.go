@@ -160,7 +160,11 @@ func (h *Handler) removeMachine(k bus.Key, n lifecycle.Node, name string, do fun
 		return "", fmt.Errorf("%w; configure it again, or remove the machine by hand and let the pool go", err)
 	}
 	err = do(name, func(ctx context.Context) error {
-		found, err := m.Get(ctx, n.Name)
+		found, err := get(ctx, m, n)
+		if errors.Is(err, errUnknownHost) {
+			detail, err = h.letGo(ctx, k, n, err)
+			return err
+		}
 		if err != nil {
 			return err
 		}

@@ -56,8 +56,9 @@ func (h *Handler) look(ctx context.Context, k bus.Key, n lifecycle.Node) (world,
 	}
 	err = h.effect(ctx, "inspect", h.times.Call, func(ctx context.Context) error {
 		var err error
-		w.machine, err = m.Get(ctx, n.Name)
-		if err != nil && !errors.Is(err, ErrNotFound) {
+		w.machine, err = get(ctx, m, n)
+		unseen := err
+		if err != nil && !errors.Is(err, ErrNotFound) && !errors.Is(err, errUnknownHost) {
 			return fmt.Errorf("inspect machine: %w", err)
 		}
 		w.machineExists = err == nil && owns(k, n, w.machine)
@@ -66,6 +67,9 @@ func (h *Handler) look(ctx context.Context, k bus.Key, n lifecycle.Node) (world,
 			return fmt.Errorf("read Node object: %w", err)
 		}
 		w.nodeExists = err == nil && w.node.ClaimID == n.ClaimID
+		if w.nodeExists && w.node.Ready && errors.Is(unseen, errUnknownHost) {
+			return fmt.Errorf("its node is Ready, but nobody can look at its machine: %w", unseen)
+		}
 		return nil
 	})
 	return w, err

@@ -46,7 +46,7 @@ func (h *Handler) watchOnce(ctx context.Context) error {
 		}
 		var found Machine
 		err = h.effect(ctx, "inspect", h.times.Call, func(ctx context.Context) (err error) {
-			found, err = m.Get(ctx, n.Name)
+			found, err = get(ctx, m, n)
 			return err
 		})
 		p := events.NodeObserved{Node: n.Name, What: events.ObservedExited, At: h.clock.Now()}

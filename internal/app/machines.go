@@ -24,12 +24,24 @@ type machines struct {
 // translate maps the provider's errors to the port's. The original stays in
 // the chain and in the text.
 func translate(err error) error {
+	var hosts *provider.HostsError
+	if errors.As(err, &hosts) {
+		t := &provisioning.HostsError{Answered: hosts.Answered, Err: err}
+		for _, m := range hosts.Missing {
+			t.Missing = append(t.Missing, m.Name)
+		}
+		if len(t.Missing) == 0 {
+			t.Err = &translated{err: err, kind: provisioning.ErrNotFound}
+		}
+		return t
+	}
 	for from, to := range map[error]error{
 		provider.ErrNotFound:  provisioning.ErrNotFound,
 		provider.ErrNameTaken: provisioning.ErrNameTaken,
 		provider.ErrImage:     provisioning.ErrImage,
 		provider.ErrRefused:   provisioning.ErrRefused,
 		provider.ErrNoSpace:   provisioning.ErrNoSpace,
+		provider.ErrNoRoom:    provisioning.ErrNoRoom,
 		kube.ErrNotFound:      provisioning.ErrNotFound,
 	} {
 		if errors.Is(err, from) {
@@ -53,16 +65,31 @@ func (m machines) Create(ctx context.Context, s provisioning.Spec) (provisioning
 	maps.Copy(labels, s.Node.Labels)
 	// Ours last: no pool label can take the place of a claim.
 	maps.Copy(labels, map[string]string{events.LabelCluster: s.Cluster, events.LabelPool: s.Pool, events.LabelClaim: s.ClaimID})
+	made, err := m.provider.Create(ctx, specOf(s, labels, version))
+	return machine(made), translate(err)
+}
+
+// Place implements provisioning.Placer, for providers that have hosts to choose
+// from.
+func (m machines) Place(ctx context.Context, s provisioning.Spec) (string, error) {
+	p, ok := m.provider.(provider.Placer)
+	if !ok {
+		return "", nil
+	}
+	host, err := p.Place(ctx, specOf(s, nil, ""))
+	return host, translate(err)
+}
+
+func specOf(s provisioning.Spec, labels map[string]string, serverVersion string) provider.Spec {
 	spec := provider.Spec{
 		Name: s.Name, Cluster: s.Cluster, Pool: s.Pool, ClaimID: s.ClaimID, Epoch: s.Epoch,
 		CPUMilli: s.Node.CPUMilli, MemoryBytes: s.Node.MemoryBytes, MaxPods: s.Node.MaxPods,
-		Labels: labels, ServerVersion: version,
+		Labels: labels, ServerVersion: serverVersion, Host: s.Host,
 	}
 	for _, t := range s.Node.Taints {
 		spec.Taints = append(spec.Taints, provider.Taint(t))
 	}
-	made, err := m.provider.Create(ctx, spec)
-	return machine(made), translate(err)
+	return spec
 }
 
 func (m machines) Start(ctx context.Context, name string) error {
@@ -84,14 +111,11 @@ func (m machines) Get(ctx context.Context, name string) (provisioning.Machine, e
 
 func (m machines) List(ctx context.Context) ([]provisioning.Machine, error) {
 	list, err := m.provider.List(ctx)
-	if err != nil {
-		return nil, translate(err)
-	}
 	out := make([]provisioning.Machine, len(list))
 	for i, x := range list {
 		out[i] = machine(x)
 	}
-	return out, nil
+	return out, translate(err) // with the machines of the hosts that answered
 }
 
 func (m machines) Logs(ctx context.Context, name string, maxBytes int) (string, error) {

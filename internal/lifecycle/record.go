@@ -76,6 +76,8 @@ type Creation struct {
 	Starting  bool      `json:"starting,omitempty"` // the machine exists and may have been started
 	Adopted   bool      `json:"adopted,omitempty"`
 	LastError string    `json:"last_error,omitempty"`
+	// Host was chosen for the machine before anything was made there.
+	Host string `json:"host,omitempty"`
 }
 
 // Early is what the API server said before the start was recorded.

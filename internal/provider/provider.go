@@ -56,6 +56,8 @@ type Spec struct {
 	// ServerVersion is the API server's, e.g. "v1.34.4+k3s1"; an agent must not
 	// be newer.
 	ServerVersion string
+	// Host is the one that Placer.Place has chosen. Empty: the provider chooses.
+	Host string
 }
 
 // State of a machine.
@@ -101,9 +103,12 @@ type NodeProvider interface {
 	// Delete removes a machine with everything that belongs to it alone, running
 	// or not; ErrNotFound when there is none.
 	Delete(ctx context.Context, name string) error
-	// Get returns one machine of ours, or ErrNotFound.
+	// Get returns one machine of ours, or ErrNotFound. A provider with several
+	// hosts returns a *HostsError for a machine that it does not see.
 	Get(ctx context.Context, name string) (Machine, error)
-	// List returns the machines of this cluster, in any state.
+	// List returns the machines of this cluster, in any state. When some of its
+	// hosts do not answer, a provider returns the machines of the others, and a
+	// *HostsError.
 	List(ctx context.Context) ([]Machine, error)
 	// Logs returns the end of a machine's output, at most maxBytes, with secrets
 	// redacted; ErrNotFound when there is none.
