@@ -116,6 +116,7 @@ func buildCatalog() []Definition {
 		def(NodeLost{}, KeyNode, "provisioning", "", "A node vanished without being asked to."),
 		def(NodeRemovalProgressed{}, KeyNode, "provisioning", "", "One step of a removal is done."),
 		def(NodeRemoved{}, KeyNode, "provisioning", "", "A node and everything that belonged to it is gone."),
+		def(NodeTransitionRefused{}, KeyNode, "provisioning", "", "Something was said of a node that can't happen in its state; nothing was changed."),
 		def(NodeObserved{}, KeyNode, "collector provisioning", "provisioning", "The API server or the provider says that something about a node changed."),
 		def(NodeDiverged{}, KeyNode, "provisioning", "provisioning", "The reconcile sweep found provider, Kubernetes and records in disagreement."),
 		def(NodeAdopted{}, KeyNode, "provisioning", "", "A record was made of a Ready node of ours that had none."),

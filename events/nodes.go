@@ -23,6 +23,7 @@ const (
 	TypeNodeDrained           = TypePrefix + "node.drained.v1"
 	TypeNodeUncordoned        = TypePrefix + "node.uncordoned.v1"
 	TypeNodeCancelRefused     = TypePrefix + "node.drain.cancel.refused.v1"
+	TypeNodeTransitionRefused = TypePrefix + "node.transition.refused.v1"
 )
 
 // Labels that we put on our nodes and machines. Only nodes with LabelClaim are
@@ -377,5 +378,34 @@ func (p NodeDiverged) Validate() error {
 	_, err := EncodeKey(p.Node)
 	r.check(err)
 	r.oneOf("kind", p.Kind, DivergedOrphanInstance, DivergedOrphanNode, DivergedNodeLost, DivergedStuck, DivergedUnrecorded)
+	return r.err()
+}
+
+// ReasonImpossible is the code of what can't happen to a node in its state.
+const ReasonImpossible = "ImpossibleTransition"
+
+// NodeTransitionRefused says that something was said of a node that can't happen
+// in the state of its record, such as Ready after its claim had failed. Nothing was
+// changed, and nothing follows from it.
+type NodeTransitionRefused struct {
+	Node    string    `json:"node"`
+	Pool    string    `json:"pool"`
+	ClaimID string    `json:"claim_id"`
+	State   string    `json:"state"`    // of the record
+	Event   string    `json:"event"`    // what was said: ready, registered, drained, ...
+	EventID string    `json:"event_id"` // of the event that said it
+	Reason  Reason    `json:"reason"`
+	At      time.Time `json:"at"`
+}
+
+// EventType implements Payload.
+func (NodeTransitionRefused) EventType() string { return TypeNodeTransitionRefused }
+
+// Validate implements Payload.
+func (p NodeTransitionRefused) Validate() error {
+	var r required
+	r.text("state", p.State)
+	r.text("event", p.Event)
+	r.check(nodeReason(p.Node, p.Reason))
 	return r.err()
 }

@@ -59,21 +59,21 @@ func (h *Handler) look(d lifecycle.Drain) time.Duration {
 func (h *Handler) work(ctx context.Context, l *lease) error {
 	d := l.Record()
 	var err error
-	switch {
-	case d.Phase == lifecycle.DrainDone:
-		err = h.forget(ctx, l)
-	case d.Phase == lifecycle.DrainUncordoning:
-		err = h.uncordon(ctx, l)
-	case !d.Active():
-		err = h.lookFor(ctx, l)
-	case h.expired(d):
+	switch effect := d.Effect(); {
+	case d.Active() && h.expired(d):
 		err = h.expire(ctx, l)
-	case d.Phase == lifecycle.DrainRequested:
+	case effect == lifecycle.EffectCordon:
 		err = h.cordon(ctx, l)
-	case d.Phase == lifecycle.DrainCordoned, d.Phase == lifecycle.DrainFinishing:
+	case effect == lifecycle.EffectEmpty:
 		err = h.finishJobs(ctx, l)
-	default:
+	case effect == lifecycle.EffectEvict:
 		err = h.evictRound(ctx, l)
+	case effect == lifecycle.EffectUncordon:
+		err = h.uncordon(ctx, l)
+	case effect == lifecycle.EffectLook:
+		err = h.lookFor(ctx, l)
+	case effect == lifecycle.EffectForget:
+		err = h.forget(ctx, l)
 	}
 	if err == nil {
 		return nil

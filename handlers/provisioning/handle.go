@@ -203,6 +203,7 @@ func (h *Handler) drained(ctx context.Context, d bus.Delivery, p events.NodeDrai
 		return bus.Terminal(fmt.Errorf("node %s was drained for removal without a claim: it is not ours to remove", p.Node))
 	}
 	outcome := ""
+	var refused func()
 	err := h.state.Apply(ctx, d, func(t *bus.Turn[lifecycle.Node]) error {
 		n := t.State
 		if n.Phase == "" {
@@ -216,7 +217,9 @@ func (h *Handler) drained(ctx context.Context, d bus.Delivery, p events.NodeDrai
 		case n.On(lifecycle.OnDrained, t.Now) != nil:
 			outcome = "drained node ignored, it is gone or going already"
 			t.Unchanged()
-			return nil
+			var err error
+			refused, err = h.refuse(ctx, t, d, lifecycle.OnDrained, "it was drained in order to be removed")
+			return err
 		}
 		after := &lifecycle.AfterDrain{
 			RequestID: p.RequestID, DecisionID: p.DecisionID, Actor: p.Actor,
@@ -231,6 +234,9 @@ func (h *Handler) drained(ctx context.Context, d bus.Delivery, p events.NodeDrai
 		outcome = "removal of drained node begins"
 		return nil
 	})
+	if err == nil && refused != nil {
+		refused()
+	}
 	if err == nil && outcome != "" {
 		h.log.InfoContext(ctx, "drained node handled", "outcome", outcome, "node", p.Node, "claim", p.ClaimID,
 			"request", p.RequestID, "reason", p.Reason.Code)

@@ -39,8 +39,10 @@ func (h *Handler) observed(ctx context.Context, d bus.Delivery, p events.NodeObs
 			changed = onExited(t, p)
 		}
 		switch {
-		case !changed:
+		case !changed && err == nil:
 			t.Unchanged()
+			after, err = h.refuse(ctx, t, d, observedEvents[p.What], "the API server says it is "+p.What)
+		case !changed:
 		case n.Suspicion != nil:
 			n.CausationID = d.Event.ID() // of what the worker finds
 		}

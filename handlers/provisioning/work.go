@@ -34,14 +34,15 @@ func nextWork(n lifecycle.Node) (time.Time, bool) {
 		return time.Time{}, false
 	case n.Suspicion != nil:
 		return n.Suspicion.NextAt, true
-	case n.Phase == lifecycle.Claimed:
-		if n.Creation == nil {
-			return time.Time{}, true
-		}
+	}
+	switch effect := n.Phase.Effect(); {
+	case effect == lifecycle.EffectCreate && n.Creation == nil:
+		return time.Time{}, true
+	case effect == lifecycle.EffectCreate:
 		return n.Creation.NextAt, true
-	case n.Phase.Waiting():
+	case effect == lifecycle.EffectWatch:
 		return n.Deadline, true
-	case n.Removal.Next() != "":
+	case effect == lifecycle.EffectRemove && n.Removal.Next() != "":
 		return n.Removal.NextAt, true
 	}
 	return time.Time{}, false
@@ -51,16 +52,16 @@ func nextWork(n lifecycle.Node) (time.Time, bool) {
 func (h *Handler) work(ctx context.Context, l *lease) error {
 	n := l.Record()
 	var err error
-	switch {
+	switch effect := n.Phase.Effect(); {
 	case n.Phase == "":
 		return nil
 	case n.Suspicion != nil:
 		err = h.verify(ctx, l)
-	case n.Phase == lifecycle.Claimed:
+	case effect == lifecycle.EffectCreate:
 		err = h.create(ctx, l)
-	case n.Phase.Waiting():
+	case effect == lifecycle.EffectWatch:
 		err = h.overdue(ctx, l)
-	case n.Removal.Next() != "":
+	case effect == lifecycle.EffectRemove && n.Removal.Next() != "":
 		err = h.remove(ctx, l)
 	}
 	if err != nil {

@@ -1,7 +1,7 @@
 // Docgen writes the references that are generated from the code: the JSON
 // Schemas of the events, an AsyncAPI document, a table of the catalogue, the
-// keys and the schema of the configuration, and the commands; and the page of
-// what 'explain' answers.
+// keys and the schema of the configuration, the commands, and the states of nodes
+// and drains; and the page of what 'explain' answers.
 package main
 
 import (
@@ -72,6 +72,7 @@ func run(out string) error {
 	}
 	for name, text := range map[string]string{
 		"events.md": catalogueTable(), "config.md": config.Reference(), "config.schema.json": string(configSchema), "cli.md": cli.Reference(),
+		"lifecycle.md": lifecyclePage(),
 	} {
 		if err := os.WriteFile(filepath.Join(out, name), []byte(text), 0o644); err != nil {
 			return err
