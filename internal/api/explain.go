@@ -126,7 +126,7 @@ func (s *Server) explainNode(ctx context.Context, x *Explanation, name string) (
 	if err != nil || (x.Node == nil && len(x.Timeline) == 0) {
 		return false, err
 	}
-	x.Kind = KindNode
+	x.Kind, x.Life = KindNode, lifeOf(x.Timeline)
 	if x.Cluster == "" {
 		x.Cluster = x.Timeline[0].Cluster
 	}

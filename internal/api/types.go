@@ -145,6 +145,33 @@ type Node struct {
 	Failure       *events.Failure     `json:"failure,omitempty"`
 	Drain         *events.DrainRecord `json:"drain,omitempty"`
 	Parked        []Parked            `json:"parked,omitempty" doc:"Handlers that do not act on it"`
+	Position      *Position           `json:"position,omitempty" doc:"Where its life is; absent: not ours"`
+}
+
+// Position is where the life of a node is: its phase, or that of its drain while one
+// is under way.
+type Position struct {
+	Phase string    `json:"phase" doc:"As in the table of states (docs/reference/lifecycle.md)"`
+	Since time.Time `json:"since,omitzero"`
+	Until time.Time `json:"until,omitzero" doc:"Absent: it may last"`
+	Next  string    `json:"next,omitempty" doc:"What comes next"`
+	Retry *Retry    `json:"retry,omitempty" doc:"What failed and is tried again"`
+}
+
+// Retry is a step that failed and is tried again.
+type Retry struct {
+	Of      string    `json:"of"`
+	Attempt int       `json:"attempt" doc:"Failed so far, in a row"`
+	Error   string    `json:"error,omitempty" doc:"Of the last attempt"`
+	NextAt  time.Time `json:"next_at,omitzero"`
+}
+
+// LifeStage is a point that the life of a node has reached.
+type LifeStage struct {
+	Name    string    `json:"name" doc:"claimed, created, registered, ready, cordoned, drained, removed, ..."`
+	At      time.Time `json:"at"`
+	Seconds float64   `json:"seconds" doc:"Since the point before; 0 for the first"`
+	Why     string    `json:"why,omitempty" doc:"Reason, who asked, what was in the way"`
 }
 
 // Pod is what the snapshot knows of one pod.
@@ -256,4 +283,5 @@ type Explanation struct {
 	Pod       *Pod             `json:"pod,omitempty"`
 	Decisions []DecisionRecord `json:"decisions,omitempty" doc:"Newest first"`
 	Timeline  []AuditRecord    `json:"timeline,omitempty" doc:"What happened, oldest first"`
+	Life      []LifeStage      `json:"life,omitempty" doc:"Of a node: the points of its life, oldest first, with how long each took"`
 }

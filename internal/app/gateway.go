@@ -40,7 +40,11 @@ func (a *App) addGateway(ctx context.Context) error {
 	if err := a.openMemory(ctx); err != nil {
 		return err
 	}
-	now, err := a.newView()
+	records, err := a.newLives(ctx)
+	if err != nil {
+		return err
+	}
+	now, err := a.newView(records)
 	if err != nil {
 		return err
 	}
@@ -77,18 +81,19 @@ func (a *App) addGateway(ctx context.Context) error {
 		g, ctx := errgroup.WithContext(ctx)
 		g.Go(func() error { return server.Serve(ctx, listener) })
 		g.Go(func() error { return now.Run(ctx) })
+		g.Go(func() error { return a.runLives(ctx, records) })
 		g.Go(func() error { return a.bus.RunTimers(ctx) })
 		return g.Wait()
 	}})
 	return nil
 }
 
-// newView opens what the queries show: the log, the audit store, and what
-// decision remembers.
-func (a *App) newView() (*view.View, error) {
+// newView opens what the queries show: the log, the audit store, what decision
+// remembers, and the records of the nodes.
+func (a *App) newView(l view.Lives) (*view.View, error) {
 	return view.New(view.Options{
-		Observe: decision.Observe,
-		Log:     a.bus, Audit: a.store, Clusters: clusterNames(a.opts.Config), Clock: a.opts.Clock, Logger: a.opts.Logger,
+		Observe: decision.Observe, Lives: l,
+		Log: a.bus, Audit: a.store, Clusters: clusterNames(a.opts.Config), Clock: a.opts.Clock, Logger: a.opts.Logger,
 		Memories: view.MemoriesFunc(func(ctx context.Context, cluster string) (view.Memory, bool, error) {
 			r, ok, err := a.memory.Get(ctx, bus.Key{Cluster: cluster, Name: events.ClusterKey})
 			if err != nil || !ok {

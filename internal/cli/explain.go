@@ -86,9 +86,7 @@ func (a *app) explanation(w io.Writer, x api.Explanation) error {
 		}
 	}
 	if x.Node != nil {
-		if note := a.nodeNote(*x.Node); note != "" {
-			l.wrap(2, "State: "+note+".")
-		}
+		a.nodeState(&l, *x.Node)
 	}
 	if x.Pod != nil {
 		l.add(2, "It asks for %s.", amounts(x.Pod.Requests))
@@ -107,6 +105,9 @@ func (a *app) explanation(w io.Writer, x api.Explanation) error {
 			l.add(0, "Before that")
 		}
 		l.wrap(2, fmt.Sprintf("%s %s: %s (%s)", clockTime(d.StreamTime), strings.TrimSpace(d.Verdict+" "+signed(d.Delta)), d.Reason.Message, d.ID))
+	}
+	if err := a.life(&l, x.Life); err != nil {
+		return err
 	}
 	if len(x.Timeline) > 0 {
 		l.WriteByte('\n')

@@ -51,8 +51,15 @@ func TestNodes(t *testing.T) {
 	b := setup(t)
 	b.answers["/v1/nodes"] = api.Page[api.Node]{Items: []api.Node{
 		{Name: "burst-0a1b2c3d4e", Pool: "burst", Phase: "ready", Ready: "True", Pods: 4, CPURequested: .62, MemRequested: .3, CreatedAt: t0.Add(-40 * time.Minute),
+			Position: &api.Position{Phase: "draining", Since: t0.Add(-40 * time.Second), Until: t0.Add(80 * time.Second), Next: "3 pods leave, then it is removed",
+				Retry: &api.Retry{Of: "evict", Attempt: 2, NextAt: t0.Add(2 * time.Second)}},
 			Drain: &events.DrainRecord{Goal: "remove", Phase: "draining", Deadline: t0.Add(80 * time.Second), Blockers: []events.Blocker{{Kind: "PodDisruptionBudget", Name: "web/web"}}}},
-		{Name: "burst-5f6g7h8i9j", Pool: "burst", Phase: "created", CreatedAt: t0.Add(-20 * time.Second), Deadline: t0.Add(100 * time.Second)},
+		{Name: "burst-5f6g7h8i9j", Pool: "burst", Phase: "created", CreatedAt: t0.Add(-20 * time.Second), Deadline: t0.Add(100 * time.Second),
+			Position: &api.Position{Phase: "created", Since: t0.Add(-18 * time.Second), Until: t0.Add(100 * time.Second), Next: "it registers with the API server"}},
+		{Name: "burst-5z6g7h8i9j", Pool: "burst", Phase: "claimed", Since: t0.Add(-30 * time.Second), CreatedAt: t0.Add(-30 * time.Second), Deadline: t0.Add(90 * time.Second),
+			Position: &api.Position{Phase: "claimed", Since: t0.Add(-30 * time.Second), Until: t0.Add(90 * time.Second), Next: "its machine is created and started",
+				Retry: &api.Retry{Of: "create the machine", Attempt: 3, Error: "no space left on device", NextAt: t0.Add(4 * time.Second)}}},
+		{Name: "burst-without-records", Pool: "burst", Phase: "registered", CreatedAt: t0.Add(-20 * time.Second), Deadline: t0.Add(100 * time.Second)},
 		{Name: "burst-6g7h8i9j0k", Pool: "burst", Phase: "ready", Ready: "True", Pods: 2, CreatedAt: t0.Add(-3 * time.Hour), Unschedulable: true,
 			Drain: &events.DrainRecord{Goal: "remove", Phase: "finishing", Deadline: t0.Add(50 * time.Minute), WaitingFor: []string{"ci/build-1", "ci/build-2"}}},
 		{Name: "burst-old", Pool: "burst", Phase: "failed", CreatedAt: t0.Add(-time.Hour), Failure: &events.Failure{Reason: reason("Exited", "the agent exited with code 1")}},
@@ -94,7 +101,10 @@ func TestExplain(t *testing.T) {
 	require.Contains(t, b.asked, "/v1/explain?subject=burst")
 
 	b.answers["/v1/explain"] = api.Explanation{Subject: "node/burst-0a1b2c3d4e", Kind: "node", Cluster: "home", Summary: "Node burst-0a1b2c3d4e of pool burst is ready since 11:20:00.",
-		Node: &api.Node{Unschedulable: true}, Timeline: []api.AuditRecord{
+		Node: &api.Node{Unschedulable: true, Position: &api.Position{Phase: "cordoned", Since: t0.Add(-time.Minute), Next: "it stays cordoned until somebody uncordons it or asks for more"}},
+		Life: []api.LifeStage{{Name: "claimed", At: t0.Add(-40 * time.Minute), Why: "ada@k: load test"}, {Name: "created", At: t0.Add(-40*time.Minute + 250*time.Millisecond), Seconds: .25},
+			{Name: "ready", At: t0.Add(-39 * time.Minute), Seconds: 59.75}},
+		Timeline: []api.AuditRecord{
 			{StreamTime: t0.Add(-40 * time.Minute), Type: events.TypeNodeClaimed, Key: "burst-0a1b2c3d4e", Actor: "ada@k", Reason: "Requested", Message: "scale up, asked for by ada: load test"},
 			{StreamTime: t0.Add(-39 * time.Minute), Type: events.TypeNodeReady, Key: "burst-0a1b2c3d4e"},
 			{StreamTime: t0.Add(-39 * time.Minute), Type: events.TypeScaleRequested, Key: "_cluster", Actor: "ada@k", Reason: "load test"},

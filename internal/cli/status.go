@@ -6,6 +6,7 @@ import (
 	"net/url"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -214,7 +215,7 @@ func (a *app) nodesCommand() *cobra.Command {
 	var cluster, pool string
 	var all bool
 	c := &cobra.Command{
-		Use: "nodes", Short: "Nodes with their pool, phase and load",
+		Use: "nodes", Short: "Nodes with their load and phase: since when, until when, what comes next",
 		Args: cobra.NoArgs,
 		RunE: do(func(cmd *cobra.Command, _ []string) error {
 			cl, err := a.connect()
@@ -245,9 +246,12 @@ func (a *app) nodesTable(w io.Writer, nodes []api.Node) error {
 		_, err := fmt.Fprintln(w, "no nodes")
 		return err
 	}
-	t := newColumns(w, "NODE", "POOL", "PHASE", "READY", "PODS", "CPU", "MEMORY", "AGE", "NOTE")
+	t := newColumns(w, "NODE", "POOL", "PHASE", "SINCE", "UNTIL", "READY", "PODS", "CPU", "MEMORY", "AGE", "NEXT")
 	for _, n := range nodes {
-		pool, phase := n.Pool, n.Phase
+		pool, phase, since, until := n.Pool, n.Phase, n.Since, n.Deadline
+		if p := n.Position; p != nil {
+			phase, since, until = p.Phase, p.Since, p.Until
+		}
 		if pool == "" {
 			pool, phase = "(not ours)", "-"
 		}
@@ -255,7 +259,7 @@ func (a *app) nodesTable(w io.Writer, nodes []api.Node) error {
 		if n.Ready != "" {
 			cpu, memory = percent(n.CPURequested), percent(n.MemRequested)
 		}
-		t.row(n.Name, pool, phase, n.Ready, strconv.Itoa(n.Pods), cpu, memory, a.age(n.CreatedAt), a.nodeNote(n))
+		t.row(n.Name, pool, phase, a.age(since), a.clockOf(until), n.Ready, strconv.Itoa(n.Pods), cpu, memory, a.age(n.CreatedAt), a.nodeNote(n))
 	}
 	return t.flush("")
 }
@@ -277,21 +281,33 @@ func (a *app) drainNote(d events.DrainRecord) string {
 	return d.Phase + until
 }
 
+// nodeNote is what comes next for a node, and what is to be known about it.
 func (a *app) nodeNote(n api.Node) string {
 	var parts []string
+	next := ""
+	if n.Position != nil {
+		next = n.Position.Next
+	}
 	switch {
 	case n.Phase == "removed":
 	case n.Drain != nil:
-		text := a.drainNote(*n.Drain)
-		for _, b := range n.Drain.Blockers {
-			text += "; blocked by " + strings.TrimSpace(b.Kind+" "+b.Name)
+		if next == "" || len(n.Drain.WaitingFor) > 0 {
+			next = a.drainNote(*n.Drain)
 		}
-		parts = append(parts, text)
-	case n.Unschedulable:
-		parts = append(parts, "cordoned")
+		for _, b := range n.Drain.Blockers {
+			next += "; blocked by " + strings.TrimSpace(b.Kind+" "+b.Name)
+		}
+	case n.Unschedulable && next == "":
+		next = "cordoned"
+	}
+	if next != "" {
+		parts = append(parts, next)
 	}
 	if n.Failure != nil {
 		parts = append(parts, n.Failure.Reason.Message)
+	}
+	if n.Position != nil && n.Position.Retry != nil {
+		parts = append(parts, a.retryText(*n.Position.Retry))
 	}
 	for _, p := range n.Parked {
 		text := "parked by " + p.Handler + ": see dlq list --node " + n.Name
@@ -304,4 +320,32 @@ func (a *app) nodeNote(n api.Node) string {
 		parts = append(parts, "must be ready "+a.until(n.Deadline))
 	}
 	return strings.Join(parts, "; ")
+}
+
+// retryText says what failed, why, and when it is tried again.
+func (a *app) retryText(r api.Retry) string {
+	text := fmt.Sprintf("%s to %s", plural(r.Attempt, "attempt"), r.Of)
+	if r.Of == "" {
+		text = plural(r.Attempt, "attempt")
+	}
+	if r.Error != "" {
+		text += " failed, the last: " + r.Error
+	} else {
+		text += " so far"
+	}
+	if !r.NextAt.IsZero() {
+		text += "; next " + a.at(r.NextAt)
+	}
+	return text
+}
+
+// clockOf is the time of a moment to come, in a table.
+func (a *app) clockOf(t time.Time) string {
+	switch left := t.Sub(a.Clock.Now()); {
+	case t.IsZero():
+		return "-"
+	case left > 20*time.Hour:
+		return t.Local().Format("Jan 2 15:04")
+	}
+	return clockTime(t)
 }

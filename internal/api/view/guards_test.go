@@ -57,7 +57,7 @@ func (q *quiet) shown(t *testing.T) (api.Pool, api.Cluster) {
 		Pools: []events.PoolPolicy{{Name: "burst", Min: q.pool.Min, Max: q.pool.Max}}}
 	m.Rules.Pools = []scaling.Pool{q.pool}
 	m.Core.Pools = map[string]scaling.PoolState{"burst": q.state}
-	v, err := New(Options{Log: bustest.New(t), Audit: &fakeAudit{}, Clusters: []string{"home"}, Clock: testingclock.NewFakeClock(t0), Logger: slog.New(slog.DiscardHandler),
+	v, err := New(Options{Log: bustest.New(t), Audit: &fakeAudit{}, Clusters: []string{"home"}, Clock: testingclock.NewFakeClock(t0), Lives: fakeLives{}, Logger: slog.New(slog.DiscardHandler),
 		Observe:  func(string, *events.Fold) scaling.Observation { return q.o },
 		Memories: MemoriesFunc(func(context.Context, string) (Memory, bool, error) { return m, true, nil })})
 	require.NoError(t, err)

@@ -216,6 +216,7 @@ func (v *View) Nodes(ctx context.Context) ([]api.Node, error) {
 		load(f, nodes)
 		for _, n := range nodes {
 			n.Pool = rules[cluster].PoolOf(n.Pool)
+			n.Position = v.position(n)
 			out = append(out, *n)
 		}
 	}

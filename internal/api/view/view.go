@@ -16,6 +16,7 @@ import (
 	"github.com/k3s-autoscaler/k3s-autoscaler/bus"
 	"github.com/k3s-autoscaler/k3s-autoscaler/events"
 	"github.com/k3s-autoscaler/k3s-autoscaler/internal/api"
+	"github.com/k3s-autoscaler/k3s-autoscaler/internal/lifecycle"
 	"github.com/k3s-autoscaler/k3s-autoscaler/internal/scaling"
 )
 
@@ -42,6 +43,13 @@ type Memory struct {
 	Core      scaling.State
 }
 
+// Lives are the records of provisioning and draining as they are now.
+type Lives interface {
+	// Position is where the life of a node is; false: there is no record of it, or
+	// the records can't be read.
+	Position(cluster, node string) (lifecycle.Position, bool)
+}
+
 // Memories reads decision's record of a cluster; false before the first event.
 type Memories interface {
 	Memory(ctx context.Context, cluster string) (Memory, bool, error)
@@ -62,6 +70,7 @@ type Options struct {
 	Log      Log
 	Audit    api.Audit
 	Memories Memories
+	Lives    Lives
 	Clusters []string
 	Clock    clock.WithTicker
 	Logger   *slog.Logger
@@ -71,7 +80,7 @@ func (o Options) validate() error {
 	var errs []error
 	for name, missing := range map[string]bool{
 		"Log": o.Log == nil, "Audit": o.Audit == nil, "Memories": o.Memories == nil, "Clock": o.Clock == nil, "Logger": o.Logger == nil,
-		"Observe": o.Observe == nil,
+		"Observe": o.Observe == nil, "Lives": o.Lives == nil,
 	} {
 		if missing {
 			errs = append(errs, fmt.Errorf("view: Options.%s is required", name))

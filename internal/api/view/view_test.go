@@ -15,6 +15,7 @@ import (
 	"github.com/k3s-autoscaler/k3s-autoscaler/handlers/decision"
 	"github.com/k3s-autoscaler/k3s-autoscaler/internal/api"
 	"github.com/k3s-autoscaler/k3s-autoscaler/internal/audit"
+	"github.com/k3s-autoscaler/k3s-autoscaler/internal/lifecycle"
 	"github.com/k3s-autoscaler/k3s-autoscaler/internal/scaling"
 )
 
@@ -98,12 +99,20 @@ type testBundle struct {
 	failing error
 	edit    func(*Memory)
 	publish func(events.Payload)
+	lives   fakeLives
+}
+
+type fakeLives map[string]lifecycle.Position
+
+func (f fakeLives) Position(_, node string) (lifecycle.Position, bool) {
+	p, ok := f[node]
+	return p, ok
 }
 
 func setup(t *testing.T) *testBundle {
 	t.Helper()
 	b := bustest.New(t)
-	x := &testBundle{audit: &fakeAudit{}, clock: testingclock.NewFakeClock(t0.Add(30 * time.Second))}
+	x := &testBundle{lives: fakeLives{}, audit: &fakeAudit{}, clock: testingclock.NewFakeClock(t0.Add(30 * time.Second))}
 	n := 0
 	x.publish = func(p events.Payload) {
 		n++
@@ -112,7 +121,7 @@ func setup(t *testing.T) *testBundle {
 		require.NoError(t, b.Publish(t.Context(), e))
 	}
 	var err error
-	x.view, err = New(Options{Observe: decision.Observe, Log: b, Audit: x.audit, Clusters: []string{"home"}, Clock: x.clock, Logger: slog.New(slog.DiscardHandler),
+	x.view, err = New(Options{Observe: decision.Observe, Lives: x.lives, Log: b, Audit: x.audit, Clusters: []string{"home"}, Clock: x.clock, Logger: slog.New(slog.DiscardHandler),
 		Memories: MemoriesFunc(func(context.Context, string) (Memory, bool, error) {
 			m := memory()
 			if x.edit != nil {
