@@ -25,6 +25,9 @@ func (d DrainRef) validate() error {
 type NodeCordoned struct {
 	DrainRef
 	Reason Reason `json:"reason"`
+	// Foreseen is what would refuse an eviction now, and may not when its turn comes:
+	// disruption budgets that are used up, grace periods longer than the deadline.
+	Foreseen []Blocker `json:"foreseen,omitempty"`
 }
 
 // EventType implements Payload.
@@ -42,6 +45,19 @@ type NodeDrainProgressed struct {
 	// WaitUntil; it is published when they change.
 	WaitingFor []string  `json:"waiting_for,omitempty"`
 	WaitUntil  time.Time `json:"wait_until,omitzero"`
+	// ForcingUntil is set when the deadline has passed and the removal goes on by
+	// force: then it is given up.
+	ForcingUntil time.Time `json:"forcing_until,omitzero"`
+	// Forced are those of Evicted that only a forced removal evicts, and pods that
+	// outlived their grace period and are left to the end of the machine.
+	Forced []ForcedPod `json:"forced,omitempty"`
+}
+
+// ForcedPod is a pod that a removal did not spare, and what would have spared it
+// before the deadline.
+type ForcedPod struct {
+	Pod    string `json:"pod"` // ns/name
+	Reason Reason `json:"reason"`
 }
 
 // EventType implements Payload.
@@ -52,7 +68,7 @@ func (p NodeDrainProgressed) Validate() error { return p.validate() }
 
 // Blocker is what stands in the way of a drain, and what would help.
 type Blocker struct {
-	Kind    string `json:"kind"` // PodDisruptionBudget, Terminating, Unmanaged, LocalStorage, ...
+	Kind    string `json:"kind"` // PodDisruptionBudget, Terminating, UnmanagedPod, LocalStorage, ...
 	Name    string `json:"name"` // of the budget, where there is one: ns/name
 	Pod     string `json:"pod"`  // ns/name
 	Message string `json:"message"`
@@ -87,6 +103,8 @@ type NodeDrained struct {
 	Actor      string    `json:"actor,omitempty"`
 	Evicted    int       `json:"evicted"`
 	DecidedAt  time.Time `json:"decided_at,omitzero"`
+	// Forced are all pods that a forced removal did not spare.
+	Forced []ForcedPod `json:"forced,omitempty"`
 }
 
 // EventType implements Payload.

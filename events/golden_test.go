@@ -65,7 +65,7 @@ func word(name string) string {
 	for suffix, w := range map[string]string{
 		"status": AlertFiring, "action": ActionUp, "handler": HandlerDraining, "goal": GoalRemove,
 		"step": StepNodeDeleted, "what": ObservedReady, "kind": DivergedNodeLost, "node": "burst-0a1b2c3d4e", "pool": "burst",
-		"source": SignalQueried,
+		"source": SignalQueried, "ondeadline": DeadlineForce, "localstorage": PodsDelete, "unmanaged": PodsDelete,
 	} {
 		if name == suffix {
 			return w

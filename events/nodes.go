@@ -1,6 +1,9 @@
 package events
 
-import "time"
+import (
+	"cmp"
+	"time"
+)
 
 // Types of the events of one node's life.
 const (
@@ -99,7 +102,27 @@ type NodeDrainRequested struct {
 	// JobsDeadline is how long pods of Jobs may go on before they are evicted, from
 	// the cordon; the deadline counts from then. Absent: not at all.
 	JobsDeadline Duration `json:"jobs_deadline,omitempty"`
+	// OnDeadline is what happens then: DeadlineUncordon (also when absent) or, of a
+	// removal, DeadlineForce.
+	OnDeadline string `json:"on_deadline,omitempty"`
+	// LocalStorage and Unmanaged say what becomes of pods whose data is lost with the
+	// node, and of those that nothing would create again: PodsBlock (also when absent)
+	// or PodsDelete.
+	LocalStorage string `json:"local_storage,omitempty"`
+	Unmanaged    string `json:"unmanaged,omitempty"`
 }
+
+// What happens at the deadline of a drain.
+const (
+	DeadlineUncordon = "uncordon" // it is undone, and nothing is removed
+	DeadlineForce    = "force"    // what is left is evicted, never against a budget
+)
+
+// What becomes of pods that something would be lost of.
+const (
+	PodsBlock  = "block"  // the node stays
+	PodsDelete = "delete" // they are evicted like all others
+)
 
 // EventType implements Payload.
 func (NodeDrainRequested) EventType() string { return TypeNodeDrainRequested }
@@ -114,6 +137,9 @@ func (p NodeDrainRequested) Validate() error {
 	r.instant("not_after", p.NotAfter)
 	r.atLeast("deadline", int64(p.Deadline), 1)
 	r.atLeast("jobs_deadline", int64(p.JobsDeadline), 0)
+	r.oneOf("on_deadline", cmp.Or(p.OnDeadline, DeadlineUncordon), DeadlineUncordon, DeadlineForce)
+	r.oneOf("local_storage", cmp.Or(p.LocalStorage, PodsBlock), PodsBlock, PodsDelete)
+	r.oneOf("unmanaged", cmp.Or(p.Unmanaged, PodsBlock), PodsBlock, PodsDelete)
 	if p.Goal == GoalRemove {
 		// A node without a claim is not ours to remove.
 		r.text("claim_id", p.ClaimID)

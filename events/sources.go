@@ -250,7 +250,11 @@ type PoolPolicy struct {
 	FlapFreeze       Duration `json:"flap_freeze,omitempty"`
 	RegisterDeadline Duration `json:"register_deadline"` // from the start of the machine to Ready
 	ClaimExpiry      Duration `json:"claim_expiry"`      // a claim not taken up by then is void
-	DrainDeadline    Duration `json:"drain_deadline"`    // then uncordon, nothing removed
+	DrainDeadline    Duration `json:"drain_deadline"`    // then see DrainOnDeadline
+	// DrainOnDeadline, DrainLocalStorage and DrainUnmanaged are as in NodeDrainRequested.
+	DrainOnDeadline   string `json:"drain_on_deadline,omitempty"`
+	DrainLocalStorage string `json:"drain_local_storage,omitempty"`
+	DrainUnmanaged    string `json:"drain_unmanaged,omitempty"`
 	// JobsDeadline is how long pods of Jobs may go on on a node that is to be removed;
 	// absent: they are evicted like all others.
 	JobsDeadline   Duration `json:"jobs_deadline,omitempty"`

@@ -55,6 +55,15 @@ func (h *Handler) emit(d bus.Delivery, t *bus.Turn[Record], before scaling.State
 		p := events.NodeDrainRequested{Node: o.Node, Pool: o.Pool, ClaimID: o.ClaimID, Goal: o.Goal, DecisionID: o.DecisionID,
 			RequestID: o.RequestID, Reason: events.Reason(o.Reason), Actor: o.Actor, DecidedAt: res.State.Now, NotAfter: o.NotAfter,
 			Deadline: events.Duration(o.Deadline), JobsDeadline: events.Duration(o.JobsDeadline)}
+		if o.Force {
+			p.OnDeadline = events.DeadlineForce
+		}
+		if o.Evicts.DeleteLocal {
+			p.LocalStorage = events.PodsDelete
+		}
+		if o.Evicts.DeleteUnmanaged {
+			p.Unmanaged = events.PodsDelete
+		}
 		if err := t.EmitTo(o.Node, p, dry, bus.Correlation(v.correlation(o))); err != nil {
 			return err
 		}

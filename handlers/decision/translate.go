@@ -10,6 +10,7 @@ import (
 
 	"github.com/k3s-autoscaler/k3s-autoscaler/events"
 	"github.com/k3s-autoscaler/k3s-autoscaler/internal/scaling"
+	"github.com/k3s-autoscaler/k3s-autoscaler/internal/scaling/evictable"
 )
 
 // Policy is the policy in force in the core's words.
@@ -37,6 +38,8 @@ func (r *Record) Policy() scaling.Policy {
 	}
 	for i, o := range p.Pools {
 		out.Pools[i].Headroom = headroom(o.Headroom)
+		out.Pools[i].ForceRemovals = o.DrainOnDeadline == events.DeadlineForce
+		out.Pools[i].Evicts = evictable.Policy{DeleteLocal: o.DrainLocalStorage == events.PodsDelete, DeleteUnmanaged: o.DrainUnmanaged == events.PodsDelete}
 		for _, s := range o.Schedules {
 			out.Pools[i].Schedules = append(out.Pools[i].Schedules, scaling.Schedule{Name: s.Name, Min: s.Min, Max: s.Max, Headroom: headroom(s.Headroom),
 				Window: scaling.Window{Schedule: s.Schedule, Duration: s.Duration.Std(), Timezone: s.Timezone}})

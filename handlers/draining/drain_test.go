@@ -11,6 +11,7 @@ import (
 
 	"github.com/k3s-autoscaler/k3s-autoscaler/events"
 	"github.com/k3s-autoscaler/k3s-autoscaler/internal/lifecycle"
+	"github.com/k3s-autoscaler/k3s-autoscaler/internal/scaling/evictable"
 )
 
 // busy fills the node: two pods that move, one of the system that moves, and
@@ -125,22 +126,22 @@ func TestEverythingIsCheckedBeforeTheFirstSideEffect(t *testing.T) {
 		"a node of another claim":    {world: func(w *world) { w.nodes[testNode].claim = "claim-2" }, reason: ReasonNotOurs},
 		"a pod without a controller": {
 			world:  func(w *world) { w.add("default", "bare", func(p *worldPod) { p.OwnerKind = "" }) },
-			reason: ReasonNotDrainable, kind: blockUnmanaged},
+			reason: ReasonNotDrainable, kind: evictable.CodeUnmanaged},
 		"a pod with local storage": {
 			world: func(w *world) {
-				w.add("default", "db", func(p *worldPod) { p.LocalStorage = []string{"data (emptyDir)"} })
+				w.add("default", "db", func(p *worldPod) { p.Local = []evictable.Volume{{Name: "data", Kind: evictable.EmptyDir}} })
 			},
-			reason: ReasonNotDrainable, kind: blockLocalStorage},
+			reason: ReasonNotDrainable, kind: evictable.CodeLocalStorage},
 		"a pod that is not safe to evict": {
 			world: func(w *world) {
-				w.add("default", "a", func(p *worldPod) { p.Annotations = map[string]string{safeToEvict: "false"} })
+				w.add("default", "a", func(p *worldPod) { p.Annotations = map[string]string{evictable.SafeToEvict: "false"} })
 			},
-			reason: ReasonNotDrainable, kind: blockDoNotDisrupt},
+			reason: ReasonNotDrainable, kind: evictable.CodeNotSafeToEvict},
 		"a pod that asks not to be disrupted": {
 			world: func(w *world) {
-				w.add("default", "a", func(p *worldPod) { p.Annotations = map[string]string{doNotDisrupt: "true"} })
+				w.add("default", "a", func(p *worldPod) { p.Annotations = map[string]string{evictable.DoNotDisrupt: "true"} })
 			},
-			reason: ReasonNotDrainable, kind: blockDoNotDisrupt},
+			reason: ReasonNotDrainable, kind: evictable.CodeDoNotDisrupt},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -192,18 +193,28 @@ func TestAClusterThatIsNotConfiguredHereIsRefused(t *testing.T) {
 	require.Equal(t, reasonUnknownCluster, await[events.NodeUncordoned](b, 1).Reason.Code)
 }
 
-func TestAPersonMayDrainWhatAsksNotToBeDisrupted(t *testing.T) {
+func TestWhatIsAnnotatedAsSafeIsEvictedWhateverItIs(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
-	b.world.add("default", "a", func(p *worldPod) { p.Annotations = map[string]string{safeToEvict: "false"} })
-	b.world.add("default", "b", func(p *worldPod) { p.Annotations = map[string]string{doNotDisrupt: "true"} })
-	b.world.add("default", "c", func(p *worldPod) { p.OwnerKind, p.Annotations = "", map[string]string{safeToEvict: "true"} })
+	b.world.add("default", "c", func(p *worldPod) { p.OwnerKind, p.Annotations = "", map[string]string{evictable.SafeToEvict: "true"} })
 	b.world.add("default", "d", func(p *worldPod) {
-		p.LocalStorage, p.Annotations = []string{"cache"}, map[string]string{safeToEvict: "true"}
+		p.Local, p.Annotations = []evictable.Volume{{Name: "cache", Kind: evictable.EmptyDir}}, map[string]string{evictable.SafeToEvict: "true"}
 	})
 	b.start(nil)
+	b.request(events.GoalDrain)
+	require.Equal(t, 2, await[events.NodeDrained](b, 1).Evicted)
+}
+
+// Decision refuses the request of a person for such a node; that the pod came in
+// between makes no difference.
+func TestAPersonsDrainSparesWhatAnyDrainSpares(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	b.world.add("default", "a", func(p *worldPod) { p.Annotations = map[string]string{evictable.SafeToEvict: "false"} })
+	b.start(nil)
 	b.request(events.GoalDrain, by("anna"))
-	require.Equal(t, 4, await[events.NodeDrained](b, 1).Evicted)
+	require.Equal(t, ReasonNotDrainable, await[events.NodeUncordoned](b, 1).Reason.Code)
+	require.Empty(t, b.world.evictions())
 }
 
 func TestAPodThatMayNotBeEvictedAndComesLaterBlocksUntilTheDeadline(t *testing.T) {
@@ -219,7 +230,7 @@ func TestAPodThatMayNotBeEvictedAndComesLaterBlocksUntilTheDeadline(t *testing.T
 	})
 	undone := await[events.NodeUncordoned](b, 1)
 	require.Equal(t, ReasonDeadline, undone.Reason.Code)
-	require.Equal(t, blockUnmanaged, undone.Blockers[0].Kind)
+	require.Equal(t, evictable.CodeUnmanaged, undone.Blockers[0].Kind)
 	require.Equal(t, []string{"default/bare"}, b.world.refs())
 }
 

@@ -13,61 +13,6 @@ import (
 	"github.com/k3s-autoscaler/k3s-autoscaler/internal/lifecycle"
 )
 
-// Kinds of blocker.
-const (
-	blockBudget       = "PodDisruptionBudget"
-	blockTerminating  = "Terminating"
-	blockUnmanaged    = "Unmanaged"
-	blockLocalStorage = "LocalStorage"
-	blockDoNotDisrupt = "DoNotDisrupt"
-	blockRefused      = "Refused"
-)
-
-// Annotations that users of Cluster Autoscaler and Karpenter have on their pods
-// already; they mean the same here.
-const (
-	safeToEvict  = "cluster-autoscaler.kubernetes.io/safe-to-evict"
-	doNotDisrupt = "karpenter.sh/do-not-disrupt"
-)
-
-// systemNamespace holds what the cluster itself needs; its pods leave last.
-const systemNamespace = "kube-system"
-
-// moves reports whether a pod has to leave a node that is drained. DaemonSet
-// pods would come back at once, mirror pods are the kubelet's, and nothing runs
-// in finished ones.
-func moves(p Pod) bool { return !p.DaemonSet && !p.Mirror && !p.Finished }
-
-// neverEvicted returns the pods that a drain does not evict, with what would
-// help. As with kubectl drain, a pod that nothing would start again and data
-// that would be lost stop it; safe-to-evict lifts both. What asks not to be
-// disrupted stops a drain that nobody asked for by hand.
-func neverEvicted(pods []Pod, byHand bool) []lifecycle.Blocker {
-	var out []lifecycle.Blocker
-	block := func(p Pod, kind, message, fix string) {
-		out = append(out, lifecycle.Blocker{Kind: kind, Pod: p.Ref(), Message: message, Fix: fix})
-	}
-	for _, p := range pods {
-		if !moves(p) || p.Deleting {
-			continue
-		}
-		safe := p.Annotations[safeToEvict]
-		switch {
-		case safe == "true":
-		case !byHand && safe == "false":
-			block(p, blockDoNotDisrupt, "it carries the annotation "+safeToEvict+": \"false\"", "remove the annotation, or wait until the pod has finished")
-		case !byHand && p.Annotations[doNotDisrupt] == "true":
-			block(p, blockDoNotDisrupt, "it carries the annotation "+doNotDisrupt+": \"true\"", "remove the annotation, or wait until the pod has finished")
-		case p.OwnerKind == "":
-			block(p, blockUnmanaged, "no controller would start it again elsewhere", "delete the pod, give it a controller, or annotate it with "+safeToEvict+": \"true\"")
-		case len(p.LocalStorage) > 0:
-			block(p, blockLocalStorage, "its data would be lost with the node: volumes "+strings.Join(p.LocalStorage, ", "),
-				"move the data, or annotate the pod with "+safeToEvict+": \"true\"")
-		}
-	}
-	return out
-}
-
 // outcome is what became of one eviction.
 type outcome struct {
 	pod     Pod
@@ -104,24 +49,35 @@ func (h *Handler) evictRound(ctx context.Context, l *lease) error {
 	if err != nil || settled {
 		return err
 	}
+	here, behind := h.leaveBehind(d, here)
 	if len(here) == 0 {
 		if here, err = h.lookAgain(ctx, l, c); err != nil {
 			return err
 		}
+		here, behind = h.leaveBehind(d, here)
 	}
 	if len(here) == 0 {
-		return h.drained(ctx, l)
+		return h.drained(ctx, l, h.leftBehind(behind))
 	}
-	never := neverEvicted(here, d.Actor != "")
-	try := candidates(here, never)
+	spared, err := h.spared(ctx, c, d, here)
+	if err != nil {
+		return err
+	}
+	var forcing []lifecycle.Forced
+	if d.Phase == lifecycle.DrainForcing {
+		forcing, spared = forcedOf(here, spared), nil
+	}
+	try := candidates(here, spared)
 	// A process that died may have left an intent: what it named is still to be
 	// told, what is asked for now joins it.
-	if refs := union(d.Evicting, refsOf(try)); len(refs) > len(d.Evicting) {
-		moved, err := commit(ctx, l, fmt.Sprintf("intent/%s/%d", d.RequestID, d.Round), func(t *turn) error {
+	refs := union(d.Evicting, refsOf(try))
+	forcing = join(d.Forcing, among(forcing, refs))
+	if len(refs)+len(forcing) > len(d.Evicting)+len(d.Forcing) {
+		moved, err := commit(ctx, l, fmt.Sprintf("intent/%s/%s/%d", d.RequestID, d.Phase, d.Round), func(t *turn) error {
 			if !same(*t.State, d) {
 				return errMoved
 			}
-			t.State.Evicting = refs
+			t.State.Evicting, t.State.Forcing = refs, forcing
 			return nil
 		})
 		if err != nil || moved {
@@ -132,7 +88,7 @@ func (h *Handler) evictRound(ctx context.Context, l *lease) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	return h.record(ctx, l, here, never, outcomes)
+	return h.record(ctx, l, here, spared, outcomes)
 }
 
 // moving returns the pods on a node that have to leave it.
@@ -158,18 +114,19 @@ func (h *Handler) lookAgain(ctx context.Context, l *lease, c Cluster) ([]Pod, er
 	return moving(ctx, c, d.Node)
 }
 
-// candidates are the pods to evict now: those of the system only when no other
-// is left.
-func candidates(here []Pod, never []lifecycle.Blocker) []Pod {
-	var system, others []Pod
+// candidates are the pods to evict now: those that leave last only when no other is
+// there any more.
+func candidates(here []Pod, spared []lifecycle.Blocker) []Pod {
+	var last, others []Pod
 	waiting := false
 	for _, p := range here {
 		switch {
 		case p.Deleting:
-			waiting = waiting || p.Namespace != systemNamespace
-		case slices.ContainsFunc(never, func(b lifecycle.Blocker) bool { return b.Pod == p.Ref() }):
-		case p.Namespace == systemNamespace:
-			system = append(system, p)
+			waiting = waiting || !leavesLast(p)
+		case slices.ContainsFunc(spared, func(b lifecycle.Blocker) bool { return b.Pod == p.Ref() }):
+			waiting = waiting || !leavesLast(p)
+		case leavesLast(p):
+			last = append(last, p)
 		default:
 			others = append(others, p)
 		}
@@ -177,7 +134,7 @@ func candidates(here []Pod, never []lifecycle.Blocker) []Pod {
 	if len(others) > 0 || waiting {
 		return others
 	}
-	return system
+	return last
 }
 
 // evictAll asks for all evictions, a bounded number at a time.
@@ -215,10 +172,9 @@ func (h *Handler) evict(ctx context.Context, c Evictor, p Pod) outcome {
 }
 
 // record commits what a round came to, and when the next is.
-func (h *Handler) record(ctx context.Context, l *lease, here []Pod, never []lifecycle.Blocker, outcomes []outcome) error {
+func (h *Handler) record(ctx context.Context, l *lease, here []Pod, spared []lifecycle.Blocker, outcomes []outcome) error {
 	was := l.Record()
-	now := h.opts.Clock.Now()
-	blockers := slices.Clone(never)
+	blockers := slices.Clone(spared)
 	left := map[string]bool{}
 	var failed []error
 	refused := false
@@ -236,11 +192,7 @@ func (h *Handler) record(ctx context.Context, l *lease, here []Pod, never []life
 	for _, p := range here {
 		if p.Deleting {
 			left[p.Ref()] = true
-			if stuck := now.Sub(p.DeletionDeadline); stuck > h.opts.Times.Stuck {
-				blockers = append(blockers, lifecycle.Blocker{Kind: blockTerminating, Pod: p.Ref(),
-					Message: fmt.Sprintf("it is still there %s after its grace period ended", stuck.Round(time.Second)),
-					Fix:     "look at its finalizers and at the kubelet of the node"})
-			}
+			blockers = append(blockers, h.terminating(was, p)...)
 		}
 	}
 	// What the intent named and is on its way or gone was evicted, also when the
@@ -251,7 +203,8 @@ func (h *Handler) record(ctx context.Context, l *lease, here []Pod, never []life
 			evicted = append(evicted, r)
 		}
 	}
-	slices.SortFunc(blockers, func(a, b lifecycle.Blocker) int { return strings.Compare(a.Pod+a.Kind, b.Pod+b.Kind) })
+	blockers = inOrder(blockers)
+	forced := among(was.Forcing, evicted)
 	_, err := commit(ctx, l, fmt.Sprintf("round/%s/%d", was.RequestID, was.Round), func(t *turn) error {
 		st := t.State
 		if !same(*st, was) {
@@ -260,6 +213,7 @@ func (h *Handler) record(ctx context.Context, l *lease, here []Pod, never []life
 		changed := !slices.Equal(keys(st.Blockers), keys(blockers))
 		st.Round++
 		st.Evicting, st.Evicted, st.Remaining, st.Blockers = nil, st.Evicted+len(evicted), len(here), blockers
+		st.Forcing, st.Forced = nil, join(st.Forced, forced)
 		st.LastError = ""
 		if err := errors.Join(failed...); err != nil {
 			st.LastError = err.Error()
@@ -273,7 +227,7 @@ func (h *Handler) record(ctx context.Context, l *lease, here []Pod, never []life
 		}
 		var told []error
 		if len(evicted) > 0 {
-			told = append(told, emit(t, events.NodeDrainProgressed{DrainRef: ref(t), Evicted: evicted, Remaining: len(here)}))
+			told = append(told, emit(t, events.NodeDrainProgressed{DrainRef: ref(t), Evicted: evicted, Remaining: len(here), Forced: forcedPods(forced)}))
 		}
 		if changed && len(blockers) > 0 {
 			told = append(told, emit(t, events.NodeDrainBlocked{DrainRef: ref(t), Blockers: eventBlockers(blockers), Deadline: st.Deadline}))
@@ -287,31 +241,60 @@ func (h *Handler) record(ctx context.Context, l *lease, here []Pod, never []life
 		h.log.InfoContext(ctx, "drain goes on", "node", was.Node, "evicted", len(evicted), "remaining", len(here),
 			"blockers", names(blockers), "deadline", was.Deadline, "correlation_id", was.CorrelationID)
 	}
+	if len(forced) > 0 {
+		h.log.WarnContext(ctx, "pods were evicted by force, past the drain's deadline", "node", was.Node, "pods", forcedNames(forced), "correlation_id", was.CorrelationID)
+	}
 	if err := errors.Join(failed...); err != nil {
 		h.log.WarnContext(ctx, "evictions failed and will be asked for again", "node", was.Node, "error", err)
 	}
 	return nil
 }
 
+// terminating says why a pod that was evicted holds the drain up, if it does: it
+// outlived its grace period, or has one that ends after the drain.
+func (h *Handler) terminating(d lifecycle.Drain, p Pod) []lifecycle.Blocker {
+	b := lifecycle.Blocker{Kind: blockTerminating, Pod: p.Ref()}
+	if past := h.outlived(p); past > 0 {
+		b.Message = fmt.Sprintf("it is still there %s after its grace period ended", past.Round(time.Second))
+		b.Fix = "look at its finalizers and at the kubelet of the node"
+		return []lifecycle.Blocker{b}
+	}
+	if !d.Deadline.IsZero() && p.DeletionDeadline.After(d.Deadline) {
+		b.Message = fmt.Sprintf("its grace period ends at %s, after the drain's deadline", p.DeletionDeadline.UTC().Format(time.RFC3339))
+		b.Fix = "a shorter terminationGracePeriodSeconds of the pod, or a longer drain.deadline of the pool"
+		return []lifecycle.Blocker{b}
+	}
+	return nil
+}
+
 // drained commits that the node is empty: with goal remove, the point of no
-// return.
-func (h *Handler) drained(ctx context.Context, l *lease) error {
+// return. behind are pods that end with their machine.
+func (h *Handler) drained(ctx context.Context, l *lease, behind []lifecycle.Forced) error {
 	d := l.Record()
 	if err := h.settle(ctx, l, lifecycle.OnEmptied, func(t *turn) error {
 		st := t.State
+		untold := join(among(st.Forcing, st.Evicting), behind)
 		var told error
-		if len(st.Evicting) > 0 { // of a process that died before it could say so
-			told = emit(t, events.NodeDrainProgressed{DrainRef: ref(t), Evicted: st.Evicting})
-			st.Evicted, st.Evicting = st.Evicted+len(st.Evicting), nil
+		if len(st.Evicting)+len(untold) > 0 { // of a process that died before it could say so, and what stays
+			told = emit(t, events.NodeDrainProgressed{DrainRef: ref(t), Evicted: slices.Concat([]string{}, st.Evicting), Forced: forcedPods(untold)})
 		}
+		st.Evicted, st.Evicting, st.Forcing = st.Evicted+len(st.Evicting), nil, nil
+		st.Forced = join(st.Forced, untold)
 		st.Remaining, st.Blockers = 0, nil
 		return errors.Join(told, emit(t, events.NodeDrained{DrainRef: ref(t), DecisionID: st.DecisionID, Reason: events.Reason(st.Reason),
-			Actor: st.Actor, Evicted: st.Evicted, DecidedAt: st.DecidedAt}))
+			Actor: st.Actor, Evicted: st.Evicted, DecidedAt: st.DecidedAt, Forced: forcedPods(st.Forced)}))
 	}); err != nil {
 		return err
 	}
+	now := l.Record()
+	if len(now.Forced) > 0 {
+		h.ended(d, outcomeForced)
+		h.log.WarnContext(ctx, "node drained by force", "node", d.Node, "evicted", now.Evicted, "forced", forcedNames(now.Forced), "request", d.RequestID,
+			"correlation_id", d.CorrelationID)
+		return nil
+	}
 	h.ended(d, outcomeDrained)
-	h.log.InfoContext(ctx, "node drained", "node", d.Node, "goal", d.Goal, "evicted", l.Record().Evicted, "request", d.RequestID, "correlation_id", d.CorrelationID)
+	h.log.InfoContext(ctx, "node drained", "node", d.Node, "goal", d.Goal, "evicted", now.Evicted, "request", d.RequestID, "correlation_id", d.CorrelationID)
 	return nil
 }
 

@@ -31,7 +31,7 @@ var theCalls = []struct {
 	name string
 	n    int
 }{
-	{"node", 1}, {"pods", 1}, {"cordon", 1}, // before the first side effect, and it
+	{"node", 1}, {"pods", 1}, {"budgets", 1}, {"cordon", 1}, // before the first side effect, and it
 	{"node", 2}, {"pods", 2}, {"evict default/web-1", 1}, // the round that evicts
 	{"node", 3}, {"pods", 3}, {"cordon", 2}, {"pods", 4}, // the round that finds it empty
 }
@@ -231,7 +231,7 @@ func TestAnImpossibleTransitionChangesNothing(t *testing.T) {
 	require.NoError(t, p.h.Handle(t.Context(), delivery(t, b, b.request(events.GoalRemove))))
 	l, err := p.h.state.Acquire(t.Context(), bus.Key{Cluster: testCluster, Name: testNode}, time.Minute)
 	require.NoError(t, err)
-	err = p.h.drained(l.Context(), l)
+	err = p.h.drained(l.Context(), l, nil)
 	var impossible *lifecycle.TransitionError
 	require.ErrorAs(t, err, &impossible, "a node that was never cordoned is never drained")
 	require.Empty(t, b.published())

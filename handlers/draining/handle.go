@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/k3s-autoscaler/k3s-autoscaler/bus"
@@ -15,7 +16,7 @@ import (
 const (
 	ReasonRequestExpired = "RequestExpired" // read after its end; nothing was changed
 	ReasonNotOurs        = "NotOurs"        // the node does not carry the claim
-	ReasonNotDrainable   = "NotDrainable"   // pods that are never evicted; nothing was changed
+	ReasonNotDrainable   = "NotDrainable"   // pods that can't be evicted; nothing was changed
 	ReasonDeadline       = "DrainDeadline"  // not empty in time
 	ReasonNodeGone       = "NodeGone"       // the Node object does not exist any more
 	ReasonNoReturn       = "PastNoReturn"   // a cancel or request for a node that is being removed
@@ -82,13 +83,23 @@ func (h *Handler) requested(ctx context.Context, d bus.Delivery, p events.NodeDr
 			return refuse(t, d, p, ReasonNoReturn, "the node is past the point of no return of request "+st.RequestID)
 		}
 		outcome = "drain request taken up"
+		var followed []string
+		if st.RequestID != "" && st.Phase != lifecycle.DrainDone {
+			followed = slices.Concat(st.Followed, []string{st.RequestID})
+		}
+		var forced []lifecycle.Forced
+		if st.Active() {
+			forced = st.Forced
+		}
 		*st = lifecycle.Drain{
 			Node: p.Node, Pool: p.Pool, ClaimID: p.ClaimID, Goal: st.Goal, RequestID: d.Event.ID(), ScaleRequestID: p.RequestID,
 			DecisionID: p.DecisionID, Reason: lifecycle.Reason(p.Reason), Actor: p.Actor,
 			CorrelationID: events.Extension(d.Event, events.ExtCorrelationID),
 			Phase:         st.Phase, Since: st.Since, Deadline: st.Deadline, Within: st.Within,
 			DecidedAt: p.DecidedAt, RequestedAt: st.RequestedAt, NotAfter: p.NotAfter,
-			JobsWithin: p.JobsDeadline.Std(), JobsUntil: jobsUntil,
+			JobsWithin: p.JobsDeadline.Std(), JobsUntil: jobsUntil, Followed: followed, Forced: forced,
+			Force:       p.OnDeadline == events.DeadlineForce,
+			DeleteLocal: p.LocalStorage == events.PodsDelete, DeleteUnmanaged: p.Unmanaged == events.PodsDelete,
 		}
 		return nil
 	})
@@ -132,7 +143,7 @@ func (h *Handler) cancelled(ctx context.Context, d bus.Delivery, p events.NodeDr
 		}
 		outcome = "drain is being undone"
 		st.UndoReason = lifecycle.Reason(p.Reason)
-		st.NextAt, st.Attempt, st.Evicting, st.WaitingFor = time.Time{}, 0, nil, nil
+		st.NextAt, st.Attempt, st.Evicting, st.Forcing, st.WaitingFor = time.Time{}, 0, nil, nil, nil
 		if p.Actor != "" {
 			st.Actor, st.ScaleRequestID = p.Actor, p.RequestID
 			st.UndoAnyone = true

@@ -8,6 +8,7 @@ import (
 
 	"github.com/k3s-autoscaler/k3s-autoscaler/events"
 	"github.com/k3s-autoscaler/k3s-autoscaler/internal/lifecycle"
+	"github.com/k3s-autoscaler/k3s-autoscaler/internal/scaling/evictable"
 )
 
 // jobsHave asks for pods of Jobs to be left alone for so long.
@@ -23,7 +24,7 @@ func TestPodsOfJobsEndBeforeAnythingIsEvicted(t *testing.T) {
 	b := setup(t)
 	b.world.add("default", "web-1")
 	b.world.add("ci", "build-1", job, func(p *worldPod) {
-		p.Annotations, p.LocalStorage = map[string]string{doNotDisrupt: "true"}, []string{"workspace (emptyDir)"}
+		p.Annotations, p.Local = map[string]string{evictable.DoNotDisrupt: "true"}, []evictable.Volume{{Name: "workspace", Kind: evictable.EmptyDir}}
 	})
 	b.world.add("ci", "build-2", job)
 	b.world.add("ci", "over", job, func(p *worldPod) { p.Finished = true })
@@ -60,12 +61,12 @@ func TestPodsOfJobsThatDoNotEndInTimeAreEvictedUnlessTheyNeverAre(t *testing.T) 
 	require.Equal(t, 1, await[events.NodeDrained](b, 1).Evicted)
 
 	b = setup(t)
-	b.world.add("ci", "build-1", job, func(p *worldPod) { p.Annotations = map[string]string{safeToEvict: "false"} })
+	b.world.add("ci", "build-1", job, func(p *worldPod) { p.Annotations = map[string]string{evictable.SafeToEvict: "false"} })
 	b.start(nil)
 	b.request(events.GoalRemove, jobsHave(200*time.Millisecond), within(time.Second))
 	undone := await[events.NodeUncordoned](b, 1)
 	require.Equal(t, ReasonDeadline, undone.Reason.Code)
-	require.Equal(t, blockDoNotDisrupt, undone.Blockers[0].Kind)
+	require.Equal(t, evictable.CodeNotSafeToEvict, undone.Blockers[0].Kind)
 	require.Empty(t, b.world.evictions())
 	require.False(t, b.world.node(testNode).unschedulable)
 }

@@ -16,6 +16,7 @@ type metrics struct {
 // How a drain ended, as a label.
 const (
 	outcomeDrained   = "drained"
+	outcomeForced    = "forced" // drained, but not by what the pods allowed
 	outcomeDeadline  = "deadline"
 	outcomeCancelled = "cancelled" // by decision or a person
 	outcomeRefused   = "refused"   // before anything was changed
@@ -30,7 +31,7 @@ func newMetrics(reg prometheus.Registerer, log *slog.Logger) *metrics {
 		}, []string{"result"})),
 		drains: bus.Register(reg, log, prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "autoscaler_drains_total",
-			Help: "Drains and cordons that ended, by goal and outcome: drained, deadline, cancelled, refused, gone.",
+			Help: "Drains and cordons that ended, by goal and outcome: drained, forced, deadline, cancelled, refused, gone.",
 		}, []string{"goal", "outcome"})),
 	}
 }

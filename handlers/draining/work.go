@@ -165,14 +165,20 @@ func (h *Handler) settle(ctx context.Context, l *lease, on lifecycle.DrainEvent,
 func (h *Handler) abort(ctx context.Context, l *lease, on lifecycle.DrainEvent, code, message string) error {
 	return h.settle(ctx, l, on, func(t *turn) error {
 		t.State.UndoReason = lifecycle.Reason{Code: code, Message: message}
-		t.State.Evicting = nil
+		t.State.Evicting, t.State.Forcing = nil, nil
 		return nil
 	})
 }
 
 func (h *Handler) expire(ctx context.Context, l *lease) error {
 	d := l.Record()
+	if mayForce(d) {
+		return h.force(ctx, l)
+	}
 	message := fmt.Sprintf("not empty within %s", events.Duration(d.Within))
+	if d.Phase == lifecycle.DrainForcing {
+		message += ", and as long again by force"
+	}
 	for _, b := range d.Blockers {
 		message += fmt.Sprintf("; pod %s: %s", b.Pod, b.Message)
 	}
@@ -223,16 +229,21 @@ func (h *Handler) cordon(ctx context.Context, l *lease) error {
 	case node.ClaimID == "" || d.ClaimID != "" && node.ClaimID != d.ClaimID:
 		return h.notOurs(ctx, l, node)
 	}
+	var foreseen []lifecycle.Blocker
 	if d.Goal != lifecycle.GoalCordon {
-		pods, err := c.Pods(ctx, d.Node)
+		pods, err := moving(ctx, c, d.Node)
 		if err != nil {
-			return fmt.Errorf("list the node's pods: %w", err)
+			return err
 		}
 		if d.JobsWithin > 0 { // these may end by themselves
-			pods = slices.DeleteFunc(slices.Clone(pods), ofJob)
+			pods = slices.DeleteFunc(pods, ofJob)
 		}
-		if blockers := neverEvicted(pods, d.Actor != ""); len(blockers) > 0 {
-			return h.refuseBlocked(ctx, l, blockers)
+		var refused []lifecycle.Blocker
+		if refused, foreseen, err = h.foresee(ctx, c, d, pods); err != nil {
+			return err
+		}
+		if len(refused) > 0 {
+			return h.refuseBlocked(ctx, l, refused)
 		}
 	}
 	var ours bool
@@ -246,12 +257,12 @@ func (h *Handler) cordon(ctx context.Context, l *lease) error {
 		return err
 	}
 	if err := h.settle(ctx, l, lifecycle.OnCordoned, func(t *turn) error {
-		t.State.CordonOurs = ours
-		return emit(t, events.NodeCordoned{DrainRef: ref(t), Reason: events.Reason(t.State.Reason)})
+		t.State.CordonOurs, t.State.Followed = ours, nil // the mark is this request's by now
+		return emit(t, events.NodeCordoned{DrainRef: ref(t), Reason: events.Reason(t.State.Reason), Foreseen: eventBlockers(foreseen)})
 	}); err != nil {
 		return err
 	}
-	h.log.InfoContext(ctx, "node cordoned", "node", d.Node, "goal", d.Goal, "reason", d.Reason.Code, "request", d.RequestID, "correlation_id", d.CorrelationID)
+	h.log.InfoContext(ctx, "node cordoned", "node", d.Node, "goal", d.Goal, "foreseen", names(foreseen), "reason", d.Reason.Code, "request", d.RequestID, "correlation_id", d.CorrelationID)
 	return nil
 }
 
@@ -260,11 +271,11 @@ func (h *Handler) refuseBlocked(ctx context.Context, l *lease, blockers []lifecy
 	d := l.Record()
 	err := h.settle(ctx, l, lifecycle.OnCancelled, func(t *turn) error {
 		t.State.Blockers = blockers
-		t.State.UndoReason = lifecycle.Reason{Code: ReasonNotDrainable, Message: "pods on the node are never evicted; nothing was changed"}
+		t.State.UndoReason = lifecycle.Reason{Code: ReasonNotDrainable, Message: "what runs on the node can't be evicted; nothing was changed"}
 		return emit(t, events.NodeDrainBlocked{DrainRef: ref(t), Blockers: eventBlockers(blockers)})
 	})
 	if err == nil {
-		h.log.WarnContext(ctx, "drain refused, pods on the node are never evicted", "node", d.Node, "blockers", names(blockers), "request", d.RequestID)
+		h.log.WarnContext(ctx, "drain refused, what runs on the node can't be evicted", "node", d.Node, "blockers", names(blockers), "request", d.RequestID)
 	}
 	return err
 }
@@ -276,7 +287,8 @@ func (h *Handler) uncordon(ctx context.Context, l *lease) error {
 	if err != nil {
 		return err
 	}
-	err = h.effect(ctx, "uncordon", func(ctx context.Context) error { return c.Uncordon(ctx, d.Node, d.RequestID, d.UndoAnyone) })
+	requests := slices.Concat(d.Followed, []string{d.RequestID})
+	err = h.effect(ctx, "uncordon", func(ctx context.Context) error { return c.Uncordon(ctx, d.Node, requests, d.UndoAnyone) })
 	if errors.Is(err, ErrNotFound) {
 		return h.gone(ctx, l)
 	}

@@ -6,6 +6,9 @@ import (
 	"fmt"
 	"slices"
 	"sync"
+	"time"
+
+	"github.com/k3s-autoscaler/k3s-autoscaler/internal/scaling/evictable"
 )
 
 var errAPI = errors.New("the API server does not answer")
@@ -19,6 +22,7 @@ type world struct {
 	// evicted, in the order in which the evictions were accepted.
 	evicted            []string
 	cordons, uncordons int // that changed something
+	budgets            []Budget
 	// fail is asked before each call, e.g. "cordon" or "evict default/web-1"; its
 	// error is the call's.
 	fail func(call string) error
@@ -134,7 +138,7 @@ func (w *world) Cordon(ctx context.Context, name, request string) (bool, error) 
 	return true, nil
 }
 
-func (w *world) Uncordon(ctx context.Context, name, request string, anyone bool) error {
+func (w *world) Uncordon(ctx context.Context, name string, requests []string, anyone bool) error {
 	if err := w.enter(ctx, "uncordon"); err != nil {
 		return err
 	}
@@ -143,7 +147,7 @@ func (w *world) Uncordon(ctx context.Context, name, request string, anyone bool)
 	switch {
 	case n == nil:
 		return ErrNotFound
-	case n.unschedulable && (anyone || n.cordonedBy == request):
+	case n.unschedulable && (anyone || n.cordonedBy != "" && slices.Contains(requests, n.cordonedBy)):
 		w.uncordons++
 		n.unschedulable, n.cordonedBy = false, ""
 	}
@@ -165,6 +169,14 @@ func (w *world) Pods(ctx context.Context, node string) ([]Pod, error) {
 		w.onPods(w)
 	}
 	return out, nil
+}
+
+func (w *world) Budgets(ctx context.Context) ([]Budget, error) {
+	if err := w.enter(ctx, "budgets"); err != nil {
+		return nil, err
+	}
+	defer w.mu.Unlock()
+	return slices.Clone(w.budgets), nil
 }
 
 func (w *world) Evict(ctx context.Context, p Pod) error {
@@ -198,7 +210,10 @@ func (w *world) remove(ref string) {
 
 // add binds a pod of a ReplicaSet to the test's node.
 func (w *world) add(namespace, name string, mod ...func(*worldPod)) {
-	p := &worldPod{Pod: Pod{Namespace: namespace, Name: name, UID: "uid-" + name, OwnerKind: "ReplicaSet"}, node: testNode}
+	p := &worldPod{Pod: Pod{Namespace: namespace, Name: name, UID: "uid-" + name, OwnerKind: "ReplicaSet", Ready: true, Grace: time.Second}, node: testNode}
+	if namespace == evictable.SystemNamespace { // it comes with k3s
+		p.Labels = map[string]string{"k8s-app": "kube-dns"}
+	}
 	for _, m := range mod {
 		m(p)
 	}

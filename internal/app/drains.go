@@ -7,7 +7,7 @@ import (
 	"github.com/k3s-autoscaler/k3s-autoscaler/events"
 	"github.com/k3s-autoscaler/k3s-autoscaler/handlers/draining"
 	"github.com/k3s-autoscaler/k3s-autoscaler/internal/kube"
-	"github.com/k3s-autoscaler/k3s-autoscaler/internal/scaling"
+	"github.com/k3s-autoscaler/k3s-autoscaler/internal/scaling/evictable"
 )
 
 // drainCluster makes the API server the Cluster port of draining.
@@ -20,6 +20,8 @@ func drainError(err error) error {
 		return &draining.Blocked{Budget: blocked.PDB, Message: blocked.Message}
 	case errors.Is(err, kube.ErrNotFound):
 		return &translated{err: err, kind: draining.ErrNotFound}
+	case errors.Is(err, kube.ErrForbidden):
+		return &translated{err: err, kind: draining.ErrForbidden}
 	}
 	return err
 }
@@ -37,11 +39,11 @@ func (c drainCluster) Cordon(ctx context.Context, name, request string) (bool, e
 	return ours, drainError(err)
 }
 
-func (c drainCluster) Uncordon(ctx context.Context, name, request string, anyone bool) error {
+func (c drainCluster) Uncordon(ctx context.Context, name string, requests []string, anyone bool) error {
 	if anyone {
 		return drainError(c.actor.UncordonAny(ctx, name))
 	}
-	_, err := c.actor.Uncordon(ctx, name, request)
+	_, err := c.actor.Uncordon(ctx, name, requests...)
 	return drainError(err)
 }
 
@@ -57,21 +59,28 @@ func (c drainCluster) Pods(ctx context.Context, node string) ([]draining.Pod, er
 	return out, nil
 }
 
-// drainPod is a pod as draining sees it: what its node keeps of it is judged as by
-// the decision to remove the node.
 func drainPod(p kube.Pod) draining.Pod {
 	out := draining.Pod{
 		Namespace: p.Namespace, Name: p.Name, UID: p.UID, OwnerKind: p.OwnerKind, DaemonSet: p.DaemonSet,
-		Mirror: p.Mirror, Finished: p.Finished, Deleting: p.Deleting, DeletionDeadline: p.DeletionDeadline, Annotations: p.Annotations,
+		Mirror: p.Mirror, Finished: p.Finished, Ready: p.Ready, Critical: p.Critical, Deleting: p.Deleting, DeletionDeadline: p.DeletionDeadline,
+		Grace: p.Grace, Labels: p.Labels, Annotations: p.Annotations,
 	}
-	var local []scaling.LocalVolume
 	for _, v := range p.LocalStorage {
-		local = append(local, scaling.LocalVolume(v))
-	}
-	for _, v := range scaling.KeepsOnNode(p.Namespace, p.Labels, p.Annotations, local) {
-		out.LocalStorage = append(out.LocalStorage, v.Name+" ("+v.Kind+")")
+		out.Local = append(out.Local, evictable.Volume(v))
 	}
 	return out
+}
+
+func (c drainCluster) Budgets(ctx context.Context) ([]draining.Budget, error) {
+	budgets, err := c.actor.Budgets(ctx)
+	if err != nil {
+		return nil, drainError(err)
+	}
+	out := make([]draining.Budget, len(budgets))
+	for i, b := range budgets {
+		out[i] = draining.Budget(b)
+	}
+	return out, nil
 }
 
 func (c drainCluster) Evict(ctx context.Context, p draining.Pod) error {

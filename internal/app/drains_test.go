@@ -2,29 +2,26 @@ package app
 
 import (
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 
 	"github.com/k3s-autoscaler/k3s-autoscaler/events"
+	"github.com/k3s-autoscaler/k3s-autoscaler/handlers/draining"
 	"github.com/k3s-autoscaler/k3s-autoscaler/internal/kube"
+	"github.com/k3s-autoscaler/k3s-autoscaler/internal/scaling/evictable"
 )
 
-// A removal that was decided must not be refused by the drain for what the decision
-// knows to be no loss.
-func TestADrainJudgesLocalDataAsTheDecisionDid(t *testing.T) {
+// What a drain judges by must not get lost on the way: a pod would be evicted that the
+// decision to remove its node took for safe.
+func TestADrainSeesOfAPodWhatItJudgesBy(t *testing.T) {
 	t.Parallel()
-	tmp, data := events.LocalVolume{Name: "tmp", Kind: events.LocalEmptyDir}, events.LocalVolume{Name: "data", Kind: events.LocalPersisted}
-	traefik := map[string]string{"app.kubernetes.io/name": "traefik"}
-	for name, c := range map[string]struct {
-		pod  kube.Pod
-		want []string
-	}{
-		"an add-on's scratch":   {kube.Pod{Namespace: "kube-system", Labels: traefik, LocalStorage: []events.LocalVolume{tmp}}, nil},
-		"an add-on's data":      {kube.Pod{Namespace: "kube-system", Labels: traefik, LocalStorage: []events.LocalVolume{tmp, data}}, []string{"data (" + events.LocalPersisted + ")"}},
-		"a namesake elsewhere":  {kube.Pod{Namespace: "web", Labels: traefik, LocalStorage: []events.LocalVolume{tmp}}, []string{"tmp (emptyDir)"}},
-		"what is safe to lose":  {kube.Pod{Namespace: "web", Annotations: map[string]string{"cluster-autoscaler.kubernetes.io/safe-to-evict-local-volumes": "tmp"}, LocalStorage: []events.LocalVolume{tmp}}, nil},
-		"what is not said safe": {kube.Pod{Namespace: "web", LocalStorage: []events.LocalVolume{tmp}}, []string{"tmp (emptyDir)"}},
-	} {
-		require.Equal(t, c.want, drainPod(c.pod).LocalStorage, name)
-	}
+	at := time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)
+	require.Equal(t, draining.Pod{Namespace: "shop", Name: "web", UID: "u", OwnerKind: "ReplicaSet", DaemonSet: true, Mirror: true, Finished: true, Ready: true,
+		Critical: true, Deleting: true, DeletionDeadline: at, Grace: time.Minute, Local: []evictable.Volume{{Name: "tmp", Kind: evictable.EmptyDir}},
+		Labels: map[string]string{"app": "web"}, Annotations: map[string]string{evictable.SafeToEvict: "false"}},
+		drainPod(kube.Pod{Namespace: "shop", Name: "web", UID: "u", OwnerKind: "ReplicaSet", OwnerName: "web", DaemonSet: true, Mirror: true, Phase: "Running",
+			Finished: true, Ready: true, Critical: true, Deleting: true, DeletionDeadline: at, Grace: time.Minute,
+			LocalStorage: []events.LocalVolume{{Name: "tmp", Kind: events.LocalEmptyDir}},
+			Labels:       map[string]string{"app": "web"}, Annotations: map[string]string{evictable.SafeToEvict: "false"}}))
 }

@@ -125,7 +125,10 @@ type Backoff struct {
 
 // Drain is how nodes are emptied.
 type Drain struct {
-	Deadline events.Duration `yaml:"deadline" default:"2m" doc:"Then the drain is given up: the node is uncordoned and stays."`
+	Deadline     events.Duration `yaml:"deadline" default:"2m" doc:"How long a drain may take; then see on_deadline."`
+	OnDeadline   string          `yaml:"on_deadline" default:"uncordon" enum:"uncordon,force" doc:"What happens at the deadline: 'uncordon' gives the drain up, and the node stays; 'force' goes on with a removal for as long again: what is left on the node is evicted, whatever its annotations, local volumes and lack of a controller say, and pods that outlived their grace period no longer keep the node, since the end of its machine ends them. Each is recorded with its reason. Never against a disruption budget: if one still refuses at the end, the node is uncordoned and stays."`
+	LocalStorage string          `yaml:"local_storage" default:"block" enum:"block,delete" doc:"Pods whose data is lost with the node (emptyDir that is not memory, hostPath, local volumes): 'block' keeps the node, 'delete' evicts them, as kubectl drain does with --delete-emptydir-data. A pod whose volume can be used from this node alone fits nowhere else, which keeps the node all the same."`
+	Unmanaged    string          `yaml:"unmanaged" default:"block" enum:"block,delete" doc:"Pods that no controller would create again elsewhere: 'block' keeps the node, 'delete' evicts them for good, as kubectl drain does with --force."`
 }
 
 // ScaleUp is when nodes are added.

@@ -119,6 +119,8 @@ func TestPolicyHoldsWhatDecisionReads(t *testing.T) {
 	require.Zero(t, p.Pools[1].ReplaceUnreadyAfter)
 	require.Equal(t, 2*time.Hour, p.Pools[0].JobsDeadline.Std())
 	require.Zero(t, p.Pools[1].JobsDeadline, "pods of Jobs are evicted like all others")
+	require.Equal(t, []string{"force", "delete", "delete"}, []string{p.Pools[0].DrainOnDeadline, p.Pools[0].DrainLocalStorage, p.Pools[0].DrainUnmanaged})
+	require.Empty(t, p.Pools[1].DrainOnDeadline+p.Pools[1].DrainLocalStorage+p.Pools[1].DrainUnmanaged, "the defaults are left out: the policy's digest stays")
 	require.Empty(t, p.Pools[1].Schedules)
 	require.Equal(t, int32(-10), *p.ExpendableBelow)
 	require.Len(t, p.AlertRules, 1)

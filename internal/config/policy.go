@@ -98,6 +98,15 @@ func (p Pool) policy() events.PoolPolicy {
 		BackoffMax:           p.Backoff.Max,
 		BackoffReset:         p.Backoff.Reset,
 	}
+	if p.Drain.OnDeadline == events.DeadlineForce {
+		out.DrainOnDeadline = events.DeadlineForce
+	}
+	if p.Drain.LocalStorage == events.PodsDelete {
+		out.DrainLocalStorage = events.PodsDelete
+	}
+	if p.Drain.Unmanaged == events.PodsDelete {
+		out.DrainUnmanaged = events.PodsDelete
+	}
 	if p.ScaleDown.Jobs == JobsFinish {
 		out.JobsDeadline = p.ScaleDown.JobsDeadline
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"slices"
 
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -51,13 +52,13 @@ func (a *Actor) Cordon(ctx context.Context, node, requestID string) (ours bool, 
 	return ours && err == nil, wrap(err, "cordon node %s", node)
 }
 
-// Uncordon undoes the cordon of a drain request, or any cordon of ours when
-// requestID is empty, and reports whether there was one. A cordon of somebody
+// Uncordon undoes the cordon of any of the drain requests, or any cordon of ours
+// when none is named, and reports whether there was one. A cordon of somebody
 // else, or of another request, is kept. ErrNotFound when there is no such node.
-func (a *Actor) Uncordon(ctx context.Context, node, requestID string) (undone bool, err error) {
+func (a *Actor) Uncordon(ctx context.Context, node string, requests ...string) (undone bool, err error) {
 	err = a.edit(ctx, node, func(n *corev1.Node) map[string]any {
 		by, marked := n.Annotations[AnnotationCordonedBy]
-		undone = marked && (requestID == "" || by == requestID)
+		undone = marked && (len(requests) == 0 || slices.Contains(requests, by))
 		if !undone {
 			return nil
 		}

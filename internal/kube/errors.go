@@ -13,6 +13,8 @@ var (
 	// ErrNotFound says that the object is not there, or no longer the one that
 	// was meant (another uid). Where the wish was to be rid of it, it is success.
 	ErrNotFound = errors.New("not found")
+	// ErrForbidden says that the credential lacks a right.
+	ErrForbidden = errors.New("forbidden")
 	// ErrNotOurs says that the node does not carry the claim label with the
 	// claim it was to be removed for. It is never touched.
 	ErrNotOurs = errors.New("node does not belong to this claim")
@@ -50,8 +52,11 @@ func wrap(err error, format string, args ...any) error {
 		return nil
 	}
 	act := fmt.Sprintf(format, args...)
-	if apierrors.IsNotFound(err) {
+	switch {
+	case apierrors.IsNotFound(err):
 		return fmt.Errorf("%s: %w: %s", act, ErrNotFound, err.Error())
+	case apierrors.IsForbidden(err):
+		return fmt.Errorf("%s: %w: %w", act, ErrForbidden, err)
 	}
 	return fmt.Errorf("%s: %w", act, err)
 }

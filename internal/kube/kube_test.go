@@ -94,7 +94,7 @@ func TestCordonOfALaterRequestTakesOver(t *testing.T) {
 		require.True(t, ours)
 	}
 	require.Equal(t, "r2", b.node(t, "w1").Annotations[kube.AnnotationCordonedBy])
-	undone, err := b.actor.Uncordon(t.Context(), "w1", "")
+	undone, err := b.actor.Uncordon(t.Context(), "w1")
 	require.NoError(t, err)
 	require.True(t, undone)
 }
@@ -107,7 +107,7 @@ func TestCordonOfAPersonIsKept(t *testing.T) {
 	ours, err := b.actor.Cordon(t.Context(), "w1", "r1")
 	require.NoError(t, err)
 	require.False(t, ours)
-	undone, err := b.actor.Uncordon(t.Context(), "w1", "")
+	undone, err := b.actor.Uncordon(t.Context(), "w1")
 	require.NoError(t, err)
 	require.False(t, undone)
 	got := b.node(t, "w1")

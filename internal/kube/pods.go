@@ -19,6 +19,8 @@ type Pod struct {
 	Mirror               bool // a static pod: the kubelet's, not the API server's
 	Phase                string
 	Finished             bool // Succeeded or Failed: nothing runs any more
+	Ready                bool // disruption budgets count it as healthy
+	Critical             bool // of a priority from system-cluster-critical on
 	Deleting             bool
 	// DeletionDeadline is when the pod's grace ends; zero unless Deleting.
 	DeletionDeadline time.Time
@@ -37,6 +39,8 @@ func newPod(p *corev1.Pod, localClaim func(claim string) bool) Pod {
 	out := Pod{
 		Namespace: p.Namespace, Name: p.Name, UID: string(p.UID), Phase: string(p.Status.Phase),
 		Mirror: Mirror(p), Finished: Finished(p), Deleting: p.DeletionTimestamp != nil,
+		Ready:        ready(p),
+		Critical:     p.Spec.Priority != nil && *p.Spec.Priority >= systemCriticalPriority,
 		Grace:        corev1.DefaultTerminationGracePeriodSeconds * time.Second,
 		LocalStorage: LocalStorage(p, localClaim),
 		Labels:       p.Labels,
@@ -54,6 +58,17 @@ func newPod(p *corev1.Pod, localClaim func(claim string) bool) Pod {
 		out.DeletionDeadline = p.DeletionTimestamp.UTC()
 	}
 	return out
+}
+
+// systemCriticalPriority is the value of the PriorityClass system-cluster-critical,
+// the lower of the two that Kubernetes keeps for its own pods (2 × HighestUserDefinable,
+// as its scheduling API has it).
+const systemCriticalPriority = 2_000_000_000
+
+func ready(p *corev1.Pod) bool {
+	return slices.ContainsFunc(p.Status.Conditions, func(c corev1.PodCondition) bool {
+		return c.Type == corev1.PodReady && c.Status == corev1.ConditionTrue
+	})
 }
 
 // Finished reports whether all containers of a pod have ended for good.

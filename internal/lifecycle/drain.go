@@ -14,6 +14,7 @@ const (
 	DrainCordoned    DrainPhase = "cordoned"
 	DrainFinishing   DrainPhase = "finishing" // pods of Jobs are left to end by themselves
 	DrainDraining    DrainPhase = "draining"  // pods are being evicted
+	DrainForcing     DrainPhase = "forcing"   // past the deadline, so is what is never evicted otherwise
 	DrainDrained     DrainPhase = "drained"   // nothing is left that had to move
 	DrainUncordoning DrainPhase = "uncordoning"
 	DrainDone        DrainPhase = "done"
@@ -38,6 +39,7 @@ const (
 	OnEmptied        DrainEvent = "emptied"    // no pod is left that has to move
 	OnCancelled      DrainEvent = "cancelled"  // decision asked to undo it
 	OnExpired        DrainEvent = "expired"    // its deadline passed
+	OnForced         DrainEvent = "forced"     // its deadline passed, and the pool says to go on
 	OnUncordoned     DrainEvent = "uncordoned" // the node is schedulable again
 	OnGone           DrainEvent = "gone"       // the Node object does not exist any more
 )
@@ -53,6 +55,7 @@ type drainRow struct {
 
 var (
 	emptying = []string{GoalDrain, GoalRemove}
+	removing = []string{GoalRemove}
 	staying  = []string{GoalCordon, GoalDrain}
 )
 
@@ -64,9 +67,10 @@ var (
 //	             │            │ ▲      │             │
 //	             │    waiting ▼ │ jobs have ended, or time is up
 //	             │         finishing   │             │
-//	cancelled,   │            │        │             │ cancelled
-//	expired      ▼            ▼        ▼             ▼ (not with goal remove)
-//	         uncordoning ◄────┴────────┴─────────────┘
+//	             │            │        ├─► forcing ──┤ (goal remove, where the
+//	cancelled,   │            │        │      │      │  pool says so: expired)
+//	expired      ▼            ▼        ▼      ▼      ▼ cancelled (not with goal remove)
+//	         uncordoning ◄────┴────────┴──────┴──────┘
 //	             │ uncordoned
 //	             ▼
 //	           done          from everywhere: gone ─► done
@@ -100,7 +104,14 @@ var drains = []drainRow{
 	{DrainDraining, OnEmptied, emptying, DrainDrained, DeadlineNone, UndoNothing},
 	{DrainDraining, OnCancelled, nil, DrainUncordoning, DeadlineNone, UndoNothing},
 	{DrainDraining, OnExpired, nil, DrainUncordoning, DeadlineNone, UndoNothing},
+	{DrainDraining, OnForced, removing, DrainForcing, DeadlineDrain, UndoUncordon},
 	{DrainDraining, OnGone, nil, DrainDone, DeadlineNone, UndoNothing},
+
+	{DrainForcing, OnDrainRequested, nil, DrainRequested, DeadlineDrain, UndoUncordon},
+	{DrainForcing, OnEmptied, removing, DrainDrained, DeadlineNone, UndoNothing},
+	{DrainForcing, OnCancelled, nil, DrainUncordoning, DeadlineNone, UndoNothing},
+	{DrainForcing, OnExpired, nil, DrainUncordoning, DeadlineNone, UndoNothing},
+	{DrainForcing, OnGone, nil, DrainDone, DeadlineNone, UndoNothing},
 
 	{DrainDrained, OnDrainRequested, staying, DrainRequested, DeadlineDrain, UndoUncordon},
 	{DrainDrained, OnCancelled, staying, DrainUncordoning, DeadlineNone, UndoNothing},
@@ -153,12 +164,23 @@ type Drain struct {
 	JobsUntil  time.Time     `json:"jobs_until,omitzero"`
 	WaitingFor []string      `json:"waiting_for,omitempty"`
 
+	// Force has a removal go on past its deadline. DeleteLocal and DeleteUnmanaged
+	// have pods evicted that would keep the node otherwise.
+	Force           bool `json:"force,omitempty"`
+	DeleteLocal     bool `json:"delete_local,omitempty"`
+	DeleteUnmanaged bool `json:"delete_unmanaged,omitempty"`
+
 	// Cordon is ours: the node was schedulable before, so an undo uncordons it.
 	CordonOurs bool `json:"cordon_ours,omitempty"`
+	// Followed are earlier requests that this one follows, and that may have left
+	// their mark on the node: an undo undoes their cordons, too.
+	Followed []string `json:"followed,omitempty"`
 
 	Round     int       `json:"round,omitempty"` // of evictions
 	Evicted   int       `json:"evicted,omitempty"`
 	Evicting  []string  `json:"evicting,omitempty"` // intent: pods whose eviction was asked for, ns/name
+	Forcing   []Forced  `json:"forcing,omitempty"`  // those of them that are never evicted otherwise
+	Forced    []Forced  `json:"forced,omitempty"`   // what was forced to leave, or left to the end of the machine
 	Remaining int       `json:"remaining,omitempty"`
 	Blockers  []Blocker `json:"blockers,omitempty"`
 	NextAt    time.Time `json:"next_at,omitzero"` // of the next attempt
@@ -181,6 +203,12 @@ type Blocker struct {
 	Fix     string `json:"fix,omitempty"`
 }
 
+// Forced is a pod that a removal did not spare, and what would have spared it.
+type Forced struct {
+	Pod    string `json:"pod"` // ns/name
+	Reason Reason `json:"reason"`
+}
+
 // Can reports whether e is possible now.
 func (d *Drain) Can(e DrainEvent) bool {
 	_, ok := drainTransition(d.Phase, d.Goal, e)
@@ -200,7 +228,7 @@ func (d *Drain) Undo() Undo {
 // Active reports whether the drain has work open, now or at its deadline.
 func (d *Drain) Active() bool {
 	switch d.Phase {
-	case DrainRequested, DrainFinishing, DrainDraining, DrainUncordoning:
+	case DrainRequested, DrainFinishing, DrainDraining, DrainForcing, DrainUncordoning:
 		return true
 	case DrainCordoned:
 		return d.Goal != GoalCordon
@@ -239,7 +267,7 @@ func (d *Drain) On(e DrainEvent, at time.Time) error {
 	d.Phase, d.Since = r.to, at
 	switch r.deadline {
 	case DeadlineKeep:
-	case DeadlineDrain: // evictions have all of their time after the Jobs
+	case DeadlineDrain: // evictions have all of their time after the Jobs, and once more when forced
 		d.Deadline = at.Add(d.Within)
 	case DeadlineNone, DeadlineNotAfter, DeadlineRegister:
 		d.Deadline = time.Time{}
@@ -253,7 +281,7 @@ func (d *Drain) On(e DrainEvent, at time.Time) error {
 		}
 	case OnEmptied:
 		d.DrainedAt = at
-	case OnDrainRequested, OnEvicting, OnCancelled, OnExpired, OnUncordoned, OnGone:
+	case OnDrainRequested, OnEvicting, OnForced, OnCancelled, OnExpired, OnUncordoned, OnGone:
 	}
 	return nil
 }

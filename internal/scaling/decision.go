@@ -1,6 +1,10 @@
 package scaling
 
-import "time"
+import (
+	"time"
+
+	"github.com/k3s-autoscaler/k3s-autoscaler/internal/scaling/evictable"
+)
 
 // Result is everything that an evaluation leads to. Slices are in a fixed
 // order: decisions by pool, the rest by the order in which it was decided.
@@ -48,6 +52,10 @@ type Order struct {
 	Deadline   time.Duration `json:"deadline,omitempty"` // from the start of the drain
 	// JobsDeadline is how long pods of Jobs may go on before that.
 	JobsDeadline time.Duration `json:"jobs_deadline,omitempty"`
+	// Force has a removal go on past the deadline with what is left on the node,
+	// budgets aside. Evicts is what may be evicted before.
+	Force  bool             `json:"force,omitempty"`
+	Evicts evictable.Policy `json:"evicts,omitzero"`
 }
 
 // Reason is a code for programs and a sentence for people.

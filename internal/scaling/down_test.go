@@ -8,6 +8,8 @@ import (
 	"github.com/stretchr/testify/require"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/k3s-autoscaler/k3s-autoscaler/internal/scaling/evictable"
 )
 
 // idle is a pool of nodes that nobody needs, seen for long enough that only
@@ -132,19 +134,19 @@ func TestANodeThatMustNotGoSaysWhy(t *testing.T) {
 		edit            func(s *setup, p *Pod)
 	}{
 		{"a pod without a controller", "UnmanagedPod", "delete the pod", func(_ *setup, p *Pod) { p.OwnerKind = "" }},
-		{"local storage", "LocalStorage", "move the data", func(_ *setup, p *Pod) { p.LocalStorage = []LocalVolume{{"cache", "emptyDir"}} }},
+		{"local storage", "LocalStorage", "move the data", func(_ *setup, p *Pod) { p.LocalStorage = []LocalVolume{{Name: "cache", Kind: "emptyDir"}} }},
 		{"a local-path volume", "LocalStorage", "move the data", func(_ *setup, p *Pod) {
-			p.LocalStorage = []LocalVolume{{"data", "persistentVolumeClaim"}}
+			p.LocalStorage = []LocalVolume{{Name: "data", Kind: "persistentVolumeClaim"}}
 		}},
 		{"a kube-system pod", "KubeSystemPod", "annotate", func(_ *setup, p *Pod) { p.Namespace = "kube-system" }},
 		{"safe-to-evict false", "NotSafeToEvict", "remove the annotation", func(_ *setup, p *Pod) {
-			p.Annotations = map[string]string{AnnotationSafeToEvict: "false"}
+			p.Annotations = map[string]string{evictable.SafeToEvict: "false"}
 		}},
 		{"do-not-disrupt on the pod", "DoNotDisrupt", "remove the annotation", func(_ *setup, p *Pod) {
-			p.Annotations = map[string]string{AnnotationDoNotDisrupt: "true"}
+			p.Annotations = map[string]string{evictable.DoNotDisrupt: "true"}
 		}},
 		{"do-not-disrupt on the node", "DoNotDisrupt", "remove the annotation", func(s *setup, _ *Pod) {
-			s.nodeOf("a-2").Annotations = map[string]string{AnnotationDoNotDisrupt: "true"}
+			s.nodeOf("a-2").Annotations = map[string]string{evictable.DoNotDisrupt: "true"}
 		}},
 		{"scale-down-disabled", "ScaleDownDisabled", "remove the annotation", func(s *setup, _ *Pod) {
 			s.nodeOf("a-2").Annotations = map[string]string{AnnotationScaleDownDisabled: "true"}
@@ -195,12 +197,12 @@ func TestPodsThatDoNotHaveToMoveKeepNoNode(t *testing.T) {
 		"completed":      func(p *Pod) { p.Phase, p.OwnerKind = "Succeeded", "" },
 		"being deleted":  func(p *Pod) { p.Deleting, p.OwnerKind = true, "" },
 		"safe to evict, whatever it is": func(p *Pod) {
-			p.OwnerKind, p.Namespace, p.LocalStorage = "", "kube-system", []LocalVolume{{"cache", "emptyDir"}}
-			p.Annotations = map[string]string{AnnotationSafeToEvict: "true"}
+			p.OwnerKind, p.Namespace, p.LocalStorage = "", "kube-system", []LocalVolume{{Name: "cache", Kind: "emptyDir"}}
+			p.Annotations = map[string]string{evictable.SafeToEvict: "true"}
 		},
 		"with local volumes that are safe to lose": func(p *Pod) {
-			p.LocalStorage = []LocalVolume{{"cache", "emptyDir"}, {"tmp", "hostPath"}}
-			p.Annotations = map[string]string{AnnotationSafeLocalVolumes: "cache,tmp"}
+			p.LocalStorage = []LocalVolume{{Name: "cache", Kind: "emptyDir"}, {Name: "tmp", Kind: "hostPath"}}
+			p.Annotations = map[string]string{evictable.SafeLocalVolumes: "cache,tmp"}
 		},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -6,6 +6,8 @@ import (
 
 	"github.com/stretchr/testify/require"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/k3s-autoscaler/k3s-autoscaler/internal/scaling/evictable"
 )
 
 // farm is a pool whose node a-2 runs a Job that may not be evicted.
@@ -17,8 +19,8 @@ func farm(t *testing.T) *setup {
 	s.pods("keep", "a-1", 1)
 	s.class("build", 100)
 	p := s.pods("build", "a-2", 1)
-	p.OwnerKind, p.Annotations = kindJob, map[string]string{AnnotationSafeToEvict: "false"}
-	p.LocalStorage = []LocalVolume{{"workspace", kindEmptyDir}}
+	p.OwnerKind, p.Annotations = kindJob, map[string]string{evictable.SafeToEvict: "false"}
+	p.LocalStorage = []LocalVolume{{Name: "workspace", Kind: evictable.EmptyDir}}
 	s.obs.Budgets = []Budget{{Namespace: "ns", Name: "build", Selector: metav1.LabelSelector{MatchLabels: map[string]string{"app": "build"}}}}
 	return s
 }

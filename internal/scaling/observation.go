@@ -5,6 +5,8 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/k3s-autoscaler/k3s-autoscaler/internal/scaling/evictable"
 )
 
 // Kinds of object whose freshness counts.
@@ -48,17 +50,15 @@ const (
 )
 
 // Names of labels and annotations that are honoured. The labels are ours; the
-// annotations are what users of other autoscalers have on their pods and nodes
-// already.
+// annotations are what users of other autoscalers have on their nodes already;
+// those of pods are in evictable.
 const (
 	LabelCluster = "k3s-autoscaler.dev/cluster"
 	LabelPool    = "k3s-autoscaler.dev/pool"
 	LabelClaim   = "k3s-autoscaler.dev/claim"
 
-	AnnotationSafeToEvict       = "cluster-autoscaler.kubernetes.io/safe-to-evict"
 	AnnotationScaleDownDisabled = "cluster-autoscaler.kubernetes.io/scale-down-disabled"
-	AnnotationSafeLocalVolumes  = "cluster-autoscaler.kubernetes.io/safe-to-evict-local-volumes"
-	AnnotationDoNotDisrupt      = "karpenter.sh/do-not-disrupt"
+	AnnotationDoNotDisrupt      = evictable.DoNotDisrupt // here: of a node
 )
 
 // Observation is what is known of the cluster at one instant.
@@ -158,7 +158,7 @@ type Pod struct {
 func (p Pod) Ref() string { return p.Namespace + "/" + p.Name }
 
 // LocalVolume is a volume of a pod that lives on its node.
-type LocalVolume struct{ Name, Kind string }
+type LocalVolume = evictable.Volume
 
 // Budget is a pod disruption budget and what it allows now.
 type Budget struct {

@@ -5,6 +5,8 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+
+	"github.com/k3s-autoscaler/k3s-autoscaler/internal/scaling/evictable"
 )
 
 // Directions of an alert rule, and verdicts of a decision.
@@ -113,7 +115,9 @@ type Pool struct {
 	FlapWithin, FlapFreeze time.Duration
 	RegisterDeadline       time.Duration // from the start of the machine to Ready
 	ClaimExpiry            time.Duration // a claim or drain not taken up by then is void
-	DrainDeadline          time.Duration // then the drain is undone
+	DrainDeadline          time.Duration // then the drain is undone, or a removal is forced
+	ForceRemovals          bool          // at the deadline of a drain: see Order.Force
+	Evicts                 evictable.Policy
 	JobsDeadline           time.Duration // so long pods of Jobs may go on on a node that is to go; 0: not at all
 	BackoffInitial         time.Duration // after a failed claim, doubled each time
 	BackoffMax             time.Duration

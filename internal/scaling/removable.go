@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+
+	"github.com/k3s-autoscaler/k3s-autoscaler/internal/scaling/evictable"
 )
 
 // candidate is a node of ours that could be removed.
@@ -88,46 +90,22 @@ func (e *evaluation) blockers(n *simNode, auto bool) []Alternative {
 	}
 	for _, p := range n.pods {
 		if !p.Mirror && p.OwnerKind != "DaemonSet" && !p.Deleting && !e.pool(n.pool).lets(p) {
-			e.podBlockers(p, auto, block)
+			e.podBlockers(p, e.pool(n.pool).Evicts, auto, block)
 		}
 	}
 	return out
 }
 
-func (e *evaluation) podBlockers(p *Pod, auto bool, block func(code, message, fix string)) {
+func (e *evaluation) podBlockers(p *Pod, policy evictable.Policy, auto bool, block func(code, message, fix string)) {
 	c := e.world.classes[p.Class]
 	if c == nil {
 		block("UnknownClass", fmt.Sprintf("the requests of pod %s are unknown", p.Ref()), "wait for the next snapshot")
 		return
 	}
-	safe := p.Annotations[AnnotationSafeToEvict]
-	end := "remove the annotation or wait for the pod to end"
-	if p.OwnerKind == kindJob {
-		end += "; with scale_down.jobs: finish the node takes no new pods meanwhile"
-	}
-	if safe == "false" {
-		block("NotSafeToEvict", fmt.Sprintf("pod %s is annotated %s=false", p.Ref(), AnnotationSafeToEvict), end)
-	}
-	if p.Annotations[AnnotationDoNotDisrupt] == "true" {
-		block("DoNotDisrupt", fmt.Sprintf("pod %s is annotated %s=true", p.Ref(), AnnotationDoNotDisrupt), end)
-	}
-	if safe != "true" {
-		if p.OwnerKind == "" {
-			block("UnmanagedPod", fmt.Sprintf("pod %s has no controller: nothing would create it again", p.Ref()),
-				"delete the pod, or annotate it "+AnnotationSafeToEvict+"=true")
-		}
-		if vs := KeepsOnNode(p.Namespace, c.Labels, p.Annotations, p.LocalStorage); len(vs) > 0 {
-			block("LocalStorage", fmt.Sprintf("pod %s keeps data on the node in volume %s (%s)", p.Ref(), vs[0].Name, vs[0].Kind),
-				"move the data, or annotate the pod "+AnnotationSafeToEvict+"=true")
-		}
-		if p.Namespace == systemNamespace && !bundled(p.Namespace, c.Labels) && len(e.world.budgetsOf(c)) == 0 {
-			block("KubeSystemPod", fmt.Sprintf("pod %s belongs to kube-system, to no DaemonSet, and to no disruption budget", p.Ref()),
-				"annotate the pod "+AnnotationSafeToEvict+"=true, give it a disruption budget, or keep it off this pool")
-		}
-		if c.Labels[labelApp] == ownApp {
-			block("OwnPod", fmt.Sprintf("pod %s belongs to k3s-autoscaler itself, which would interrupt its own work", p.Ref()),
-				"keep it off this pool, or annotate the pod "+AnnotationSafeToEvict+"=true")
-		}
+	subject := evictable.Pod{Namespace: p.Namespace, Labels: c.Labels, Annotations: p.Annotations, OwnerKind: p.OwnerKind, Local: p.LocalStorage,
+		Budgeted: p.Namespace == evictable.SystemNamespace && len(e.world.budgetsOf(c)) > 0}
+	for _, r := range policy.Keeps(subject) {
+		block(r.Code, fmt.Sprintf("pod %s %s", p.Ref(), r.Message), r.Fix)
 	}
 	if !auto {
 		return
@@ -145,49 +123,6 @@ func (e *evaluation) podBlockers(p *Pod, auto bool, block func(code, message, fi
 			"leave the pod to one budget")
 	}
 }
-
-const (
-	systemNamespace = "kube-system"
-	// labelApp and ownApp are what the pods of our own manifests carry.
-	labelApp = "app.kubernetes.io/name"
-	ownApp   = "k3s-autoscaler"
-)
-
-type bundledApp struct{ label, value string }
-
-// bundledApps are labels of what k3s itself runs in kube-system, by its packaged
-// manifests (coredns, metrics-server, local-path-provisioner, traefik). It can run
-// on any node, and what it keeps on one are scratch files; on a cluster of a few
-// nodes a rule against it would keep every node that it happens to run on.
-var bundledApps = []bundledApp{
-	{"k8s-app", "kube-dns"},
-	{"k8s-app", "metrics-server"},
-	{"app", "local-path-provisioner"},
-	{labelApp, "traefik"},
-}
-
-// bundled reports whether a pod comes with k3s.
-func bundled(namespace string, labels map[string]string) bool {
-	return namespace == systemNamespace && slices.ContainsFunc(bundledApps, func(a bundledApp) bool { return labels[a.label] == a.value })
-}
-
-// KeepsOnNode are the volumes of a pod that live on its node and that nobody has
-// declared safe to lose: a removal of the node would lose data. Draining asks the
-// same, so that a removal that was decided is not refused.
-func KeepsOnNode(namespace string, labels, annotations map[string]string, local []LocalVolume) []LocalVolume {
-	safe := strings.Split(annotations[AnnotationSafeLocalVolumes], ",")
-	scratch := bundled(namespace, labels)
-	var out []LocalVolume
-	for _, v := range local {
-		if !slices.Contains(safe, v.Name) && (!scratch || v.Kind != kindEmptyDir) {
-			out = append(out, v)
-		}
-	}
-	return out
-}
-
-// kindEmptyDir is a local volume that goes with its pod.
-const kindEmptyDir = "emptyDir"
 
 // leftover is a pod that finds no other place, and why.
 type leftover struct {

@@ -6,11 +6,13 @@ import (
 
 	"github.com/stretchr/testify/require"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/k3s-autoscaler/k3s-autoscaler/internal/scaling/evictable"
 )
 
 // system puts the pods of a class into kube-system.
 func (s *setup) system(c *PodClass, p *Pod, labels map[string]string) {
-	c.Namespace, c.Labels, p.Namespace = systemNamespace, labels, systemNamespace
+	c.Namespace, c.Labels, p.Namespace = evictable.SystemNamespace, labels, evictable.SystemNamespace
 }
 
 // k3s runs its own add-ons in kube-system, on whatever node has room.
@@ -27,7 +29,7 @@ func TestWhatComesWithK3sKeepsNoNode(t *testing.T) {
 			s := idle(t, "a-1", "a-2")
 			c, p := s.class("addon", 100), s.pods("addon", "a-2", 1)
 			s.system(c, p, labels)
-			p.LocalStorage = []LocalVolume{{"tmp", "emptyDir"}}
+			p.LocalStorage = []LocalVolume{{Name: "tmp", Kind: "emptyDir"}}
 			require.Equal(t, []string{"a-2"}, drained(s.until(10*time.Minute)))
 		})
 		t.Run(name+" that must stay", func(t *testing.T) {
@@ -36,7 +38,7 @@ func TestWhatComesWithK3sKeepsNoNode(t *testing.T) {
 			s.pool("a").Min = 0
 			c, p := s.class("addon", 100), s.pods("addon", "a-2", 1)
 			s.system(c, p, labels)
-			p.Annotations = map[string]string{AnnotationSafeToEvict: "false"}
+			p.Annotations = map[string]string{evictable.SafeToEvict: "false"}
 			s.class("keep", 600)
 			s.pods("keep", "a-1", 1)
 			require.Empty(t, s.pass(30*time.Minute))
@@ -49,7 +51,7 @@ func TestWhatComesWithK3sKeepsNoNode(t *testing.T) {
 		s.pool("a").Min = 0
 		c, p := s.class("addon", 100), s.pods("addon", "a-2", 1)
 		s.system(c, p, map[string]string{"app.kubernetes.io/name": "traefik"})
-		p.LocalStorage = []LocalVolume{{"tmp", "emptyDir"}, {"acme", "persistentVolumeClaim"}}
+		p.LocalStorage = []LocalVolume{{Name: "tmp", Kind: "emptyDir"}, {Name: "acme", Kind: "persistentVolumeClaim"}}
 		s.class("keep", 600)
 		s.pods("keep", "a-1", 1)
 		require.Empty(t, s.pass(30*time.Minute))
@@ -62,7 +64,7 @@ func TestWhatComesWithK3sKeepsNoNode(t *testing.T) {
 		s := idle(t, "a-1", "a-2")
 		s.pool("a").Min = 0
 		s.class("mine", 100).Labels = map[string]string{"app": "local-path-provisioner"}
-		s.pods("mine", "a-2", 1).LocalStorage = []LocalVolume{{"tmp", "emptyDir"}}
+		s.pods("mine", "a-2", 1).LocalStorage = []LocalVolume{{Name: "tmp", Kind: "emptyDir"}}
 		s.class("keep", 600)
 		s.pods("keep", "a-1", 1)
 		require.Empty(t, s.pass(30*time.Minute))
@@ -83,7 +85,7 @@ func TestASystemPodWithABudgetKeepsNoNodeWhileTheBudgetAllows(t *testing.T) {
 			s.system(c, p, map[string]string{"app": "dashboard"})
 			s.class("keep", 600)
 			s.pods("keep", "a-1", 1)
-			s.obs.Budgets = []Budget{{Namespace: systemNamespace, Name: "dashboard", DisruptionsAllowed: allowed,
+			s.obs.Budgets = []Budget{{Namespace: evictable.SystemNamespace, Name: "dashboard", DisruptionsAllowed: allowed,
 				Selector: metav1.LabelSelector{MatchLabels: map[string]string{"app": "dashboard"}}}}
 			if allowed > 0 {
 				require.Equal(t, []string{"a-2"}, drained(s.until(10*time.Minute)))
@@ -109,7 +111,7 @@ func TestTheAutoscalerDoesNotRemoveTheNodeThatItRunsOn(t *testing.T) {
 	a := rejects(only(t, s.evaluate()), "node a-2", "OwnPod")
 	require.NotNil(t, a)
 	require.Contains(t, a.Fix, "keep it off this pool")
-	s.obs.Pods[0].Annotations = map[string]string{AnnotationSafeToEvict: "true"}
+	s.obs.Pods[0].Annotations = map[string]string{evictable.SafeToEvict: "true"}
 	require.Equal(t, []string{"a-2"}, drained(s.until(10*time.Minute)))
 }
 

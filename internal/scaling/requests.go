@@ -191,7 +191,7 @@ func (e *evaluation) belowMin(p *poolRun, n *simNode) bool {
 func (e *evaluation) order(r Request, n *simNode, p *poolRun, goal string) {
 	e.drains = append(e.drains, Order{Node: n.name, Pool: n.pool, ClaimID: n.record.ClaimID, Goal: goal,
 		DecisionID: e.decisionID(p), RequestID: r.ID, Reason: r.because(), Actor: r.Actor,
-		NotAfter: e.now.Add(p.ClaimExpiry), Deadline: p.DrainDeadline, JobsDeadline: p.jobsDeadline(goal, r)})
+		NotAfter: e.now.Add(p.ClaimExpiry), Deadline: p.DrainDeadline, JobsDeadline: p.jobsDeadline(goal, r), Evicts: p.Evicts})
 	n.kind = kindIdle
 	delete(e.s.Unneeded, n.name)
 	e.answer(r, r.because())
@@ -217,7 +217,7 @@ func (e *evaluation) remove(n *simNode, p *poolRun, why Reason, r Request) bool 
 	delete(e.s.Unneeded, n.name)
 	e.drains = append(e.drains, Order{Node: n.name, Pool: n.pool, ClaimID: n.record.ClaimID, Goal: GoalRemove,
 		DecisionID: d.DecisionID, RequestID: r.ID, Reason: why, Actor: r.Actor, NotAfter: d.NotAfter, Deadline: p.DrainDeadline,
-		JobsDeadline: p.jobsDeadline(GoalRemove, r)})
+		JobsDeadline: p.jobsDeadline(GoalRemove, r), Force: p.ForceRemovals, Evicts: p.Evicts})
 	if n.node.Ready {
 		p.ready--
 	}
