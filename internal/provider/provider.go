@@ -83,6 +83,9 @@ type Machine struct {
 	State     State
 	ExitCode  int // of an Exited machine
 	CreatedAt time.Time
+	// ProviderID is the spec.providerID of its Node, where the provider names the
+	// nodes: see Namer. Empty until it is known.
+	ProviderID string
 }
 
 // NodeProvider creates and removes machines. Every method may be called twice,
@@ -113,4 +116,15 @@ type NodeProvider interface {
 	// Logs returns the end of a machine's output, at most maxBytes, with secrets
 	// redacted; ErrNotFound when there is none.
 	Logs(ctx context.Context, name string, maxBytes int) (string, error)
+}
+
+// Namer is implemented by providers whose machines choose their node's name
+// themselves. Spec.Name is then the name of the claim's machine until the Node
+// with the machine's ProviderID shows up, and whoever sees it says so.
+type Namer interface {
+	// Named says that the machine called name is the node called node: from then
+	// on both names mean it, and List and Get tell node. The same said twice is
+	// done. ErrNotFound when there is no such machine, ErrNameTaken when another
+	// machine of ours has that name, or this one has another node.
+	Named(ctx context.Context, name, node string) error
 }

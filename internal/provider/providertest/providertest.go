@@ -30,6 +30,11 @@ type Subject struct {
 	// what it reports, in thousandths of a core, bytes and pods.
 	Allocatable func(ctx context.Context, t *testing.T, node string) (cpuMilli, memoryBytes, pods int64)
 
+	// Lacks are the capabilities that the implementation can't have, because what
+	// it stands on can't carry them, each with the reason. What the suite asks of
+	// all others it does not ask then, and says so.
+	Lacks map[Capability]string
+
 	// Exits makes a provider of a cluster whose machines exit at once with code 1
 	// and the words Complaint in their log.
 	Exits     func(t *testing.T, cluster string) provider.NodeProvider
@@ -53,6 +58,33 @@ type Subject struct {
 	// Leaks makes a provider whose machines write one of the Secrets, and raw
 	// returns what a machine has really written. nil: it knows none.
 	Leaks func(t *testing.T, cluster string) (p provider.NodeProvider, raw func(name string) string)
+}
+
+// Capability is something that not every provider can have.
+type Capability string
+
+// The capabilities that a Subject may lack.
+const (
+	// SizesMachines: a machine has the size, the taints and the number of pods that
+	// are asked for. Without it, it is at least of that size.
+	SizesMachines Capability = "machines have the size asked for"
+	// KeepsLogs: what a machine writes can be read. Without it, the log tells only
+	// why it failed.
+	KeepsLogs Capability = "machines keep a log"
+	// SharesNames: clusters share the names of machines. Without it, each has its
+	// own, and two of them may use the same.
+	SharesNames Capability = "clusters share names"
+)
+
+// lacks reports whether the subject can't have it, and says so.
+func (s *suite) lacks(t *testing.T, c Capability) bool {
+	t.Helper()
+	why, lacks := s.Lacks[c]
+	if lacks {
+		require.NotEmpty(t, why, "a lack has a reason")
+		t.Logf("not asked for that %s: %s", c, why)
+	}
+	return lacks
 }
 
 // patience bounds what a machine may take to do something by itself.
