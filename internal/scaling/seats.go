@@ -44,9 +44,9 @@ type seats struct {
 	class *PodClass
 	asks  []string // the resources that it asks for
 	unit  []int64  // of each: the average slack
-	list  []seat // by name of the node
-	sum   burden           // of all
-	most  burden           // of the roomiest node, or more
+	list  []seat   // by name of the node
+	sum   burden   // of all
+	most  burden   // of the roomiest node, or more
 	wide  map[string]burden
 }
 

@@ -56,16 +56,16 @@ type simNode struct {
 
 // world is the simulated cluster.
 type world struct {
-	index      *Index
-	nodes      map[string]*simNode
-	order      []*simNode // nodes, by name
-	classes    map[string]*PodClass
-	pods       []*Pod // those that are not bound, by reference
-	records    map[string]*Record
-	budgets    []Budget
-	covering   map[*PodClass][]Budget // see budgetsOf
-	daemons    []*DaemonSet
-	common     *simNode              // see learnCommon; nil: not known
+	index    *Index
+	nodes    map[string]*simNode
+	order    []*simNode // nodes, by name
+	classes  map[string]*PodClass
+	pods     []*Pod // those that are not bound, by reference
+	records  map[string]*Record
+	budgets  []Budget
+	covering map[*PodClass][]Budget // see budgetsOf
+	daemons  []*DaemonSet
+	common   *simNode // see learnCommon; nil: not known
 
 	topology        *topology
 	expendableBelow int32

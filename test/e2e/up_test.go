@@ -101,6 +101,11 @@ func logStages(t *testing.T, p *product) {
 			took[s.Name] = append(took[s.Name], s.Seconds)
 		}
 	}
+	logTimes(t, names, took)
+}
+
+func logTimes(t *testing.T, names []string, took map[string][]float64) {
+	t.Helper()
 	for _, name := range names {
 		all := took[name]
 		slices.Sort(all)

@@ -73,6 +73,13 @@ func (i *Injected) Lift() {
 	i.p.faults = slices.DeleteFunc(i.p.faults, func(f *Injected) bool { return f == i })
 }
 
+// Clear lifts every fault.
+func (p *Docker) Clear() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.faults = nil
+}
+
 // Docker is a proxy before one engine. It is safe for concurrent use.
 type Docker struct {
 	dir      string
