@@ -174,6 +174,7 @@ func TestAPoolThatIsRenamedTakesItsNodesAlong(t *testing.T) {
 			p := &c.Policy.Pools[0]
 			p.Name, c.Policy.AlertRules, c.Digest = "b", nil, "policy-2"
 			p.JobsDeadline = events.Duration(time.Hour)
+			p.DrainOnDeadline, p.DrainLocalStorage, p.DrainUnmanaged = events.DeadlineForce, events.PodsDelete, events.PodsDelete
 			if renamed {
 				p.RenamedFrom = []string{"a"}
 			}
@@ -185,6 +186,7 @@ func TestAPoolThatIsRenamedTakesItsNodesAlong(t *testing.T) {
 			require.Equal(t, "b", d.Pool)
 			require.Equal(t, "claim-"+d.Node, d.ClaimID)
 			require.Equal(t, time.Hour, d.JobsDeadline.Std())
+			require.Equal(t, []string{events.DeadlineForce, events.PodsDelete, events.PodsDelete}, []string{d.OnDeadline, d.LocalStorage, d.Unmanaged})
 		}
 		require.Subset(t, want, gone)
 		require.Equal(t, len(want) > 0, len(gone) > 0)

@@ -292,6 +292,10 @@ func parse(e api.Entry) seen {
 		Evicted   json.RawMessage  `json:"evicted"`
 		Remaining *int             `json:"remaining"`
 		Waiting   []string         `json:"waiting_for"`
+
+		Foreseen     []events.Blocker   `json:"foreseen"`
+		Forced       []events.ForcedPod `json:"forced"`
+		ForcingUntil time.Time          `json:"forcing_until"`
 	}
 	_ = json.Unmarshal(ev.Data(), &data) // what is not there is not shown
 	if strings.HasPrefix(x.name, "snapshot.") || strings.HasPrefix(x.name, "decision.") {
@@ -334,6 +338,15 @@ func parse(e api.Entry) seen {
 	}
 	if n := len(data.Waiting); n > 0 {
 		part("waits for " + plural(n, "pod") + " of Jobs to end: " + some(data.Waiting, n))
+	}
+	if !data.ForcingUntil.IsZero() {
+		part("past the deadline, goes on by force until " + data.ForcingUntil.UTC().Format("15:04:05"))
+	}
+	for _, f := range data.Forced {
+		part("forced " + f.Pod + ": " + f.Reason.Message)
+	}
+	for _, b := range data.Foreseen {
+		part("may be blocked by " + strings.TrimSpace(b.Kind+" "+b.Name) + " for pod " + b.Pod)
 	}
 	x.what = strings.Join(parts, " ")
 	why := reasonText(data.Reason)

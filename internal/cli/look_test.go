@@ -143,6 +143,9 @@ func entries(t *testing.T) []api.Entry {
 		happened(t, events.Meta{Node: "n1"}, events.NodeFailed{Node: "n1", Pool: "burst", Failure: events.Failure{Reason: reason("Exited", "the agent exited")}}),
 		happened(t, events.Meta{Node: "n1"}, events.NodeDrainProgressed{DrainRef: remaining, Evicted: []string{"a/b"}, Remaining: 3}),
 		happened(t, events.Meta{Node: "n1"}, events.NodeDrainBlocked{DrainRef: remaining, Blockers: []events.Blocker{{Kind: "PodDisruptionBudget", Name: "web/web", Message: "allows no disruption"}}}),
+		happened(t, events.Meta{Node: "n2"}, events.NodeCordoned{DrainRef: remaining, Reason: reason("Unneeded", "nobody needs it"), Foreseen: []events.Blocker{{Kind: "PodDisruptionBudget", Name: "web/web", Pod: "web/web-0"}}}),
+		happened(t, events.Meta{Node: "n3"}, events.NodeDrainProgressed{DrainRef: remaining, Evicted: []string{}, Remaining: 1, ForcingUntil: t0}),
+		happened(t, events.Meta{Node: "n4"}, events.NodeDrained{DrainRef: remaining, Reason: reason("Unneeded", "nobody needs it"), Forced: []events.ForcedPod{{Pod: "a/b", Reason: reason("UnmanagedPod", "it has no controller")}}}),
 		happened(t, events.Meta{}, events.SnapshotCaptured{Epoch: 1, Digest: "d", CapturedAt: t0}),
 		{Sequence: 8, StreamTime: t0, Event: json.RawMessage(`{"specversion":"9"}`)},
 	}

@@ -16,6 +16,7 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/kubernetes/fake"
@@ -176,6 +177,7 @@ func TestFailuresAreWrappedWithTheActAndCounted(t *testing.T) {
 	}{
 		"get":      {"get", "nodes", func(ctx context.Context, a *kube.Actor) error { _, err := a.GetNode(ctx, "w1"); return err }, "read node w1"},
 		"list":     {"list", "nodes", func(ctx context.Context, a *kube.Actor) error { _, err := a.ListOurNodes(ctx, "c"); return err }, "list nodes"},
+		"budgets":  {"list", "poddisruptionbudgets", func(ctx context.Context, a *kube.Actor) error { _, err := a.Budgets(ctx); return err }, "list disruption budgets"},
 		"pods":     {"list", "pods", func(ctx context.Context, a *kube.Actor) error { _, err := a.PodsOnNode(ctx, "w1"); return err }, "list pods on node w1"},
 		"cordon":   {"patch", "nodes", func(ctx context.Context, a *kube.Actor) error { _, err := a.Cordon(ctx, "w1", "r"); return err }, "cordon node w1"},
 		"version":  {"get", "version", func(ctx context.Context, a *kube.Actor) error { _, err := a.ServerVersion(ctx); return err }, "version"},
@@ -312,6 +314,7 @@ func TestPodsOnNodeSayWhatADrainNeeds(t *testing.T) {
 		return []metav1.OwnerReference{{Kind: kind, Name: name, Controller: &yes}}
 	}
 	deadline := metav1.NewTime(time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC))
+	critical := int32(2_000_000_000)
 	pod := func(name, on string, edit func(*corev1.Pod)) *corev1.Pod {
 		p := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: name, UID: types.UID("u-" + name)},
 			Spec: corev1.PodSpec{NodeName: on}, Status: corev1.PodStatus{Phase: corev1.PodRunning}}
@@ -330,7 +333,10 @@ func TestPodsOnNodeSayWhatADrainNeeds(t *testing.T) {
 		pod("web", "w1", func(p *corev1.Pod) {
 			p.OwnerReferences, p.Spec.TerminationGracePeriodSeconds, p.Spec.Volumes = owner("ReplicaSet", "web"), &grace, volumes
 		}),
-		pod("agent", "w1", func(p *corev1.Pod) { p.OwnerReferences = owner("DaemonSet", "agent") }),
+		pod("agent", "w1", func(p *corev1.Pod) {
+			p.OwnerReferences, p.Spec.Priority = owner("DaemonSet", "agent"), &critical
+			p.Status.Conditions = []corev1.PodCondition{{Type: corev1.PodReady, Status: corev1.ConditionTrue}}
+		}),
 		pod("static", "w1", func(p *corev1.Pod) { p.Annotations = map[string]string{corev1.MirrorPodAnnotationKey: "x"} }),
 		pod("job", "w1", func(p *corev1.Pod) { p.Status.Phase = corev1.PodSucceeded }),
 		pod("leaving", "w1", func(p *corev1.Pod) { p.DeletionTimestamp, p.Finalizers = &deadline, []string{"x"} }),
@@ -361,10 +367,64 @@ func TestPodsOnNodeSayWhatADrainNeeds(t *testing.T) {
 	require.Equal(t, "shop/web", got["web"].Ref())
 	require.True(t, got["agent"].DaemonSet)
 	require.Equal(t, 30*time.Second, got["agent"].Grace)
+	require.True(t, got["agent"].Critical)
+	require.True(t, got["agent"].Ready)
 	require.True(t, got["static"].Mirror)
 	require.True(t, got["job"].Finished)
 	require.True(t, got["leaving"].Deleting)
 	require.Equal(t, deadline.UTC(), got["leaving"].DeletionDeadline)
+}
+
+func TestBudgetsSayWhatTheyCoverAndAllow(t *testing.T) {
+	t.Parallel()
+	budget := func(name string, edit func(*policyv1.PodDisruptionBudget)) *policyv1.PodDisruptionBudget {
+		b := &policyv1.PodDisruptionBudget{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: name, Generation: 2},
+			Spec: policyv1.PodDisruptionBudgetSpec{Selector: &metav1.LabelSelector{MatchLabels: map[string]string{"app": "web"}}},
+			Status: policyv1.PodDisruptionBudgetStatus{ObservedGeneration: 2, DisruptionsAllowed: 1, CurrentHealthy: 3, DesiredHealthy: 2, ExpectedPods: 4}}
+		edit(b)
+		return b
+	}
+	b := setup(t, budget("web", func(*policyv1.PodDisruptionBudget) {}),
+		budget("all", func(b *policyv1.PodDisruptionBudget) { b.Spec.Selector, b.Generation = &metav1.LabelSelector{}, 3 }),
+		budget("none", func(b *policyv1.PodDisruptionBudget) { b.Spec.Selector = nil }))
+	budgets, err := b.actor.Budgets(t.Context())
+	require.NoError(t, err)
+	got := map[string]kube.Budget{}
+	for _, x := range budgets {
+		got[x.Name] = x
+	}
+	require.Len(t, got, 3)
+	web, other := labels.Set{"app": "web"}, labels.Set{"app": "other"}
+	for name, covers := range map[string][2]bool{"web": {true, false}, "all": {true, true}, "none": {false, false}} {
+		require.Equal(t, covers, [2]bool{got[name].Selector.Matches(web), got[name].Selector.Matches(other)}, name)
+	}
+	require.True(t, got["web"].Current)
+	require.False(t, got["all"].Current, "its numbers are of an earlier specification")
+	require.Equal(t, [4]int32{1, 4, 2, 3}, [4]int32{got["web"].Allowed, got["web"].Expected, got["web"].Desired, got["web"].Healthy})
+
+	b = setup(t, budget("odd", func(b *policyv1.PodDisruptionBudget) {
+		b.Spec.Selector = &metav1.LabelSelector{MatchExpressions: []metav1.LabelSelectorRequirement{{Key: "app", Operator: "Like"}}}
+	}))
+	_, err = b.actor.Budgets(t.Context())
+	require.ErrorContains(t, err, "disruption budget shop/odd: selector")
+
+	b = setup(t)
+	b.fail("list", "poddisruptionbudgets", apierrors.NewForbidden(policyv1.Resource("poddisruptionbudgets"), "", errors.New("no right")))
+	_, err = b.actor.Budgets(t.Context())
+	require.ErrorIs(t, err, kube.ErrForbidden)
+}
+
+func TestUncordonUndoesTheCordonOfAnyOfTheRequests(t *testing.T) {
+	t.Parallel()
+	b := setup(t, node("w1", "u1", "c1"))
+	_, err := b.actor.Cordon(t.Context(), "w1", "r2")
+	require.NoError(t, err)
+	undone, err := b.actor.Uncordon(t.Context(), "w1", "r1", "r3")
+	require.NoError(t, err)
+	require.False(t, undone)
+	undone, err = b.actor.Uncordon(t.Context(), "w1", "r1", "r2", "r3")
+	require.NoError(t, err)
+	require.True(t, undone)
 }
 
 func TestServerVersionIsTheServersOwn(t *testing.T) {

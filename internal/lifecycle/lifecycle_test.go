@@ -216,6 +216,37 @@ func TestADrainThatWaitsForJobsHasAllOfItsTimeAfterThem(t *testing.T) {
 	require.Equal(t, t0.Add(31*time.Minute), d.Deadline)
 }
 
+func TestAForcedRemovalHasAsLongAgain(t *testing.T) {
+	t.Parallel()
+	begun := func(goal string) Drain {
+		d := Drain{}
+		require.NoError(t, d.Request(goal, time.Minute, t0))
+		require.NoError(t, d.On(OnCordoned, t0))
+		require.NoError(t, d.On(OnEvicting, t0))
+		return d
+	}
+	d := begun(GoalDrain)
+	require.False(t, d.Can(OnForced), "the node stays, and so do its pods")
+
+	d = begun(GoalRemove)
+	late := t0.Add(time.Minute)
+	require.NoError(t, d.On(OnForced, late))
+	require.Equal(t, DrainForcing, d.Phase)
+	require.Equal(t, late.Add(time.Minute), d.Deadline)
+	require.True(t, d.Active())
+	require.Equal(t, UndoUncordon, d.Undo())
+	require.False(t, d.Can(OnForced), "once")
+	for _, e := range []DrainEvent{OnCancelled, OnExpired, OnGone, OnEmptied, OnDrainRequested} {
+		require.True(t, d.Can(e), e)
+	}
+	again := d
+	require.NoError(t, again.Request(GoalRemove, time.Hour, late))
+	require.Equal(t, d.Deadline, again.Deadline, "asked for again, it has no more time")
+	require.NoError(t, d.On(OnEmptied, late))
+	require.Equal(t, DrainDrained, d.Phase)
+	require.False(t, d.Can(OnCancelled))
+}
+
 func TestCordonStaysWithoutDeadlineUntilMoreIsAskedFor(t *testing.T) {
 	t.Parallel()
 	d := Drain{}
@@ -262,7 +293,7 @@ func TestEmptiedNodeThatStaysMayBeRemovedOrUncordonedLater(t *testing.T) {
 
 func TestGoneEndsADrainFromEverywhere(t *testing.T) {
 	t.Parallel()
-	for _, p := range []DrainPhase{DrainRequested, DrainCordoned, DrainFinishing, DrainDraining, DrainDrained, DrainUncordoning} {
+	for _, p := range []DrainPhase{DrainRequested, DrainCordoned, DrainFinishing, DrainDraining, DrainForcing, DrainDrained, DrainUncordoning} {
 		d := Drain{Phase: p, Goal: GoalRemove, Deadline: t0}
 		require.NoError(t, d.On(OnGone, t0), p)
 		require.Equal(t, DrainDone, d.Phase)
