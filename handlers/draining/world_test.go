@@ -26,6 +26,8 @@ type world struct {
 	// fail is asked before each call, e.g. "cordon" or "evict default/web-1"; its
 	// error is the call's.
 	fail func(call string) error
+	// hang is asked before that, without the world's lock, and may take its time.
+	hang func(ctx context.Context, call string)
 	// onPods runs after each listing, e.g. to bring a pod in behind it.
 	onPods func(w *world)
 }
@@ -96,6 +98,9 @@ func (w *world) acts() (cordons, uncordons, evictions int) {
 
 // enter is how every call begins: with the lock held, unless it fails.
 func (w *world) enter(ctx context.Context, call string) error {
+	if w.hang != nil {
+		w.hang(ctx, call)
+	}
 	w.mu.Lock()
 	err := ctx.Err()
 	if err == nil && w.fail != nil {
