@@ -74,6 +74,8 @@ func (h *Handler) work(ctx context.Context, l *lease) error {
 		err = h.lookFor(ctx, l)
 	case effect == lifecycle.EffectForget:
 		err = h.forget(ctx, l)
+	default: // else it would be looked at without end
+		err = fmt.Errorf("this program does not know what is done in the state %q", d.Phase)
 	}
 	if err == nil {
 		return nil

@@ -78,7 +78,7 @@ func (d *Drain) position() Position {
 		p.Phase = "drain requested"
 	case DrainFinishing:
 		p.Until = d.JobsUntil
-	case DrainDraining:
+	case DrainDraining, DrainForcing:
 		switch d.Remaining {
 		case 0:
 		case 1:
@@ -93,7 +93,7 @@ func (d *Drain) position() Position {
 	}
 	if d.Attempt > 0 || d.LastError != "" {
 		// A refused eviction is an attempt without an error: its blockers say why.
-		p.Retry = retryOf(map[DrainPhase]string{DrainRequested: "cordon", DrainDraining: "evict", DrainUncordoning: "uncordon"}[d.Phase],
+		p.Retry = retryOf(map[DrainPhase]string{DrainRequested: "cordon", DrainDraining: "evict", DrainForcing: "evict", DrainUncordoning: "uncordon"}[d.Phase],
 			d.Attempt, d.LastError, d.NextAt)
 	}
 	return p

@@ -83,6 +83,8 @@ var drainStates = []State{
 		Waits: "the pods of Jobs, until their own deadline", Next: "pods of Jobs end, then the rest is evicted"},
 	{Name: string(DrainDraining), Goals: emptying, Means: "pods are being evicted", Effect: EffectEvict,
 		Waits: "the pods, and the budgets that protect them", Next: "its pods leave"},
+	{Name: string(DrainForcing), Goals: removing, Means: "past its deadline, pods that are never evicted otherwise are evicted, too", Effect: EffectEvict,
+		Waits: "the pods, and the budgets that protect them", Next: "its pods leave, by force where the pool says so"},
 	{Name: string(DrainDrained), Goals: []string{GoalRemove}, Means: "nothing is left that had to move: the point of no return", Effect: EffectLook,
 		Waits: "provisioning, which removes the node", Next: "its machine and Node object are removed"},
 	{Name: string(DrainDrained), Goals: []string{GoalDrain}, Means: "nothing is left that had to move, and it stays so", Effect: EffectLook,
@@ -170,7 +172,7 @@ func DrainTable() Table {
 }
 
 // NodeEvents are all that moves a node on, in the order of a life.
-var NodeEvents = []NodeEvent{OnClaimed, OnStarted, OnRegistered, OnReady, OnUnready, OnFailed, OnLost, OnDrained, OnOrphaned, OnRemoved}
+var NodeEvents = []NodeEvent{OnClaimed, OnStarted, OnRegistered, OnReady, OnUnready, OnFailed, OnLost, OnDrained, OnOrphaned, OnRemoved, OnAdopted}
 
 // DrainEvents are all that moves a drain on.
-var DrainEvents = []DrainEvent{OnDrainRequested, OnCordoned, OnWaiting, OnEvicting, OnEmptied, OnCancelled, OnExpired, OnUncordoned, OnGone}
+var DrainEvents = []DrainEvent{OnDrainRequested, OnCordoned, OnWaiting, OnEvicting, OnForced, OnEmptied, OnCancelled, OnExpired, OnUncordoned, OnGone}
