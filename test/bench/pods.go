@@ -139,9 +139,15 @@ func mixedPolicy() events.Policy {
 	return out
 }
 
-// mixedPods are those of Karpenter's scheduling benchmark in its proportions; every
-// second one asks for amounts that no other does.
-func mixedPods(n int) events.SnapshotObjects {
+// mixedPods are those of Karpenter's scheduling benchmark in its proportions, a fifth
+// of each kind; every second one asks for amounts that no other does. With byHost there
+// is a sixth kind, which Karpenter's benchmark had once: pods that have to be with
+// those of their group on one node.
+func mixedPods(n int, byHost bool) events.SnapshotObjects {
+	kinds := 5
+	if byHost {
+		kinds = 6
+	}
 	r := rand.New(rand.NewPCG(7, uint64(n)))
 	pick := func(of ...string) string { return of[r.IntN(len(of))] }
 	label := func(key string) map[string]string {
@@ -156,27 +162,25 @@ func mixedPods(n int) events.SnapshotObjects {
 			c.Requests.CPUMilli += int64(r.IntN(90))
 			c.Requests.MemoryBytes += int64(i) << 10
 		}
-		switch i / 2 % 7 {
-		case 0, 1:
+		switch i / 2 % kinds {
+		case 0:
 			c.Labels = label("my-label")
-		case 2, 3:
+		case 1, 2:
 			c.Labels = label("my-label")
 			key := corev1.LabelTopologyZone
-			if i/2%7 == 3 {
+			if i/2%kinds == 2 {
 				key = corev1.LabelHostname
 			}
 			c.TopologySpread = []events.TopologySpread{{TopologyKey: key, MaxSkew: 1, Selector: &events.Selector{MatchLabels: label("my-label")}}}
-		case 4, 5:
-			c.Labels = label("my-affinity")
-			key := corev1.LabelHostname
-			if i/2%7 == 5 {
-				key = corev1.LabelTopologyZone
-				c.Labels = map[string]string{"my-zone-affinity": c.Labels["my-affinity"]}
-			}
-			c.PodAffinity = []events.PodAffinityTerm{{TopologyKey: key, Selector: &events.Selector{MatchLabels: c.Labels}}}
-		case 6:
+		case 3:
+			c.Labels = label("my-zone-affinity")
+			c.PodAffinity = []events.PodAffinityTerm{{TopologyKey: corev1.LabelTopologyZone, Selector: &events.Selector{MatchLabels: c.Labels}}}
+		case 4:
 			c.Labels = map[string]string{"app": "nginx"}
 			c.PodAntiAffinity = []events.PodAffinityTerm{{TopologyKey: corev1.LabelHostname, Selector: &events.Selector{MatchLabels: c.Labels}}}
+		case 5:
+			c.Labels = label("my-affinity")
+			c.PodAffinity = []events.PodAffinityTerm{{TopologyKey: corev1.LabelHostname, Selector: &events.Selector{MatchLabels: c.Labels}}}
 		}
 		of, err := json.Marshal(c)
 		if err != nil {
