@@ -14,6 +14,9 @@ import (
 func (v *View) guards(now time.Time, cluster string, m Memory) map[string][]events.GuardResult {
 	seed := scaling.Seed{Event: "view", ID: events.ID, NodeName: events.NodeName}
 	out := map[string][]events.GuardResult{}
+	c := v.clusters[cluster]
+	c.evaluating.Lock()
+	defer c.evaluating.Unlock()
 	for _, d := range scaling.Evaluate(now, m.Rules, m.Core, v.observation(cluster, m), seed).Decisions {
 		for _, g := range d.Guards {
 			out[d.Pool] = append(out[d.Pool], events.GuardResult{Guard: g.Guard, Value: g.Value, Message: g.Message, Until: g.Until, Lifts: g.Lifts})
@@ -24,13 +27,16 @@ func (v *View) guards(now time.Time, cluster string, m Memory) map[string][]even
 
 // observation is the cluster as it was last seen. The core changes none of it.
 func (v *View) observation(cluster string, m Memory) scaling.Observation {
-	v.mu.RLock()
-	defer v.mu.RUnlock()
+	v.mu.Lock()
+	defer v.mu.Unlock()
 	c := v.clusters[cluster]
 	if problem := cmp.Or(c.problem, m.Stale); problem != "" || !c.fold.Known() {
 		return scaling.Observation{Cluster: cluster, Problem: problem}
 	}
-	return v.o.Observe(cluster, c.fold)
+	if c.index == nil {
+		c.index = scaling.NewIndex(v.o.Observe(cluster, c.fold))
+	}
+	return c.index.Observation()
 }
 
 func removals(m Memory, now time.Time) *api.Removals {

@@ -101,6 +101,11 @@ type View struct {
 type clusterView struct {
 	fold    *events.Fold
 	problem string
+	// index is the fold in the form in which it is evaluated, until the next snapshot;
+	// nil: nobody has asked. One evaluation at a time works in it, under evaluating.
+	index *scaling.Index
+
+	evaluating sync.Mutex // taken without View.mu
 }
 
 var _ api.World = (*View)(nil)
@@ -158,7 +163,7 @@ func (v *View) read(ctx context.Context, cluster string) error {
 		o.FromSequence = full.Sequence
 	}
 	v.mu.Lock()
-	v.clusters[cluster].fold = events.NewFold()
+	v.clusters[cluster].fold, v.clusters[cluster].index = events.NewFold(), nil
 	v.mu.Unlock()
 	for d, err := range v.o.Log.Read(ctx, o) {
 		var bad *bus.UndecodableError
@@ -198,6 +203,7 @@ func (v *View) set(cluster string, fold func(*events.Fold) error, problem string
 	defer v.mu.Unlock()
 	c := v.clusters[cluster]
 	if fold != nil {
+		c.index = nil
 		if err := fold(c.fold); err != nil {
 			problem = err.Error()
 		}
