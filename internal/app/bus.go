@@ -23,6 +23,7 @@ func (a *App) openBus(ctx context.Context) error {
 			return err
 		}
 		eo.Logger = a.opts.Logger
+		makePlaces()
 		server, err := embedded.Start(eo)
 		if err != nil {
 			return fmt.Errorf("start the embedded bus: %w", err)
