@@ -29,14 +29,16 @@ const incarnationDelay = 30 * time.Second
 // again, without fn; an older one does nothing; one of another incarnation of
 // the stream is given back with ErrIncarnation.
 func (s *State[T]) Apply(ctx context.Context, d Delivery, fn func(t *Turn[T]) error) error {
-	err := s.retryConflicts(ctx, d.Key, func() error { return s.applyOnce(ctx, d, fn) })
+	u := &takeUp[T]{s: s, key: d.Key}
+	defer u.end()
+	err := s.retryConflicts(ctx, d.Key, func() error { return s.applyOnce(ctx, d, u, fn) })
 	if errors.Is(err, ErrTooLarge) {
 		err = Terminal(err) // it is as large the next time
 	}
 	return err
 }
 
-func (s *State[T]) applyOnce(ctx context.Context, d Delivery, fn func(t *Turn[T]) error) error {
+func (s *State[T]) applyOnce(ctx context.Context, d Delivery, u *takeUp[T], fn func(t *Turn[T]) error) error {
 	e, rev, err := s.load(ctx, d.Key)
 	if err != nil {
 		return err
@@ -49,15 +51,22 @@ func (s *State[T]) applyOnce(ctx context.Context, d Delivery, fn func(t *Turn[T]
 	case d.Sequence == e.Last.Sequence:
 		return s.again(ctx, d.Key, e, rev)
 	}
-	t, next, err := take(d.Key, e, turnTime(s.opts.Handler, d, e), messageOrigin(s.opts.Handler, d), fn)
+	u.lease = nil
+	t, next, err := take(d.Key, e, turnTime(s.opts.Handler, d, e), messageOrigin(s.opts.Handler, d), func(t *Turn[T]) error {
+		t.take = func() (uint64, bool) { return u.offer(e) }
+		return fn(t)
+	})
 	if err != nil {
 		return err
+	}
+	if u.lease != nil {
+		next.Lease = u.lease.holder()
 	}
 	next.Last = position{Incarnation: d.Incarnation, Sequence: d.Sequence}
 	// The message of an older event is acknowledged, so that event is published.
 	next.Outbox = slices.DeleteFunc(slices.Clone(e.Outbox), func(o owed) bool { return !o.fromWork() })
 	kept := len(next.Outbox)
-	next, rev, err = s.commit(ctx, commitment[T]{turn: t, before: e, rev: rev, next: next, step: s.opts.Handler})
+	next, rev, err = s.commit(ctx, commitment[T]{turn: t, before: e, rev: rev, next: next, step: s.opts.Handler, stored: u.stored})
 	if err != nil || kept == 0 {
 		return err
 	}
@@ -170,6 +179,7 @@ type commitment[T any] struct {
 	rev    uint64
 	next   entry // without the events of the turn
 	step   string
+	stored func(e entry, rev uint64, err error) // told how the write went; nil: nobody is
 }
 
 // commit writes the entry, arms its timer, and publishes its outbox. It returns
@@ -192,10 +202,15 @@ func (s *State[T]) commit(ctx context.Context, c commitment[T]) (entry, uint64, 
 	}
 	s.b.opts.OnStep(c.step + "/write/before")
 	rev, err := s.store(ctx, k, c.next, c.rev)
+	if err == nil {
+		s.b.opts.OnStep(c.step + "/write/after")
+	}
+	if c.stored != nil {
+		c.stored(c.next, rev, err)
+	}
 	if err != nil {
 		return c.next, 0, err
 	}
-	s.b.opts.OnStep(c.step + "/write/after")
 	if !c.next.Due.Equal(c.before.Due) {
 		if err := s.arm(ctx, k, c.next.Due); err != nil {
 			return c.next, 0, err

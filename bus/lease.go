@@ -23,6 +23,7 @@ type Lease[T any] struct {
 	ttl    time.Duration
 	ctx    context.Context
 	cancel context.CancelCauseFunc
+	after  <-chan struct{} // closed when the owner may write; nil: it may
 
 	mu      sync.Mutex // one change at a time
 	renewed time.Time
@@ -60,9 +61,14 @@ func (s *State[T]) Acquire(ctx context.Context, k Key, ttl time.Duration) (*Leas
 	if err != nil {
 		return nil, err
 	}
+	l.begin(ctx)
+	return l, nil
+}
+
+// begin starts the time of a lease that was written.
+func (l *Lease[T]) begin(ctx context.Context) {
 	l.ctx, l.cancel = context.WithCancelCause(ctx)
 	go l.expire()
-	return l, nil
 }
 
 // abandoned reports whether the owner of a lease can't be alive.
@@ -180,6 +186,14 @@ func (l *Lease[T]) Release(ctx context.Context) error {
 // change writes the entry as its owner, by compare-and-swap: first as this process
 // knows it, and when somebody else has changed it, as it is.
 func (l *Lease[T]) change(ctx context.Context, write func(e entry, rev uint64) error) error {
+	if l.after != nil {
+		// The message that it was taken with arms the timer and publishes its events first.
+		select {
+		case <-l.after:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
 	return l.s.retryConflicts(ctx, l.key, func() error {
 		if l.changed {
 			if err := l.reload(ctx); err != nil {

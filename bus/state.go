@@ -23,6 +23,7 @@ type State[T any] struct {
 	readOnly bool
 	keeping  atomic.Bool // a sweep runs
 	left     leftLeases
+	worker   atomic.Pointer[worker[T]] // of this process; nil: none runs
 }
 
 // StateOptions describe the state of a handler.

@@ -26,6 +26,7 @@ type Turn[T any] struct {
 	out       []events.Event
 	deleted   bool
 	unchanged bool
+	take      func() (uint64, bool) // of TakeUp; nil: not in the message path
 }
 
 // origin is where a turn comes from: a message of the stream or an operation.

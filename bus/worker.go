@@ -28,7 +28,8 @@ type WorkerOptions[T any] struct {
 }
 
 // RunWorker works on the records until ctx ends, and then waits for the running
-// steps, whose contexts end with ctx. Every change of a record wakes it at once;
+// steps, whose contexts end with ctx. Every change of a record wakes it at once, and
+// a message may hand it its record in the write that records it (Turn.TakeUp);
 // leases that expired are taken over when they do. Any number of processes may run it.
 func (s *State[T]) RunWorker(ctx context.Context, o WorkerOptions[T]) error {
 	if s.readOnly {
@@ -58,17 +59,23 @@ func (s *State[T]) RunWorker(ctx context.Context, o WorkerOptions[T]) error {
 	if err != nil {
 		return ignoreEnd(ctx, fmt.Errorf("run worker: %w", err))
 	}
-	w := &worker[T]{s: s, o: o, jobs: map[Key]*job[T]{}, done: make(chan finished[T])}
+	w := &worker[T]{s: s, o: o, ctx: ctx, jobs: map[Key]*job[T]{}, done: make(chan finished[T]),
+		places: make(chan reservation), over: make(chan struct{})}
+	s.worker.Store(w)
+	defer s.worker.CompareAndSwap(w, nil)
 	return w.run(ctx, changes)
 }
 
-// worker is the scheduler of one RunWorker; its fields belong to run's goroutine.
+// worker is the scheduler of one RunWorker; jobs and running belong to run's goroutine.
 type worker[T any] struct {
 	s       *State[T]
 	o       WorkerOptions[T]
+	ctx     context.Context // of the steps
 	jobs    map[Key]*job[T]
 	running int
 	done    chan finished[T]
+	places  chan reservation
+	over    chan struct{} // closed when no place is given any more
 }
 
 // job is what the worker knows about one record.
@@ -81,8 +88,9 @@ type job[T any] struct {
 }
 
 type finished[T any] struct {
-	rec Record[T] // as the job left it
-	err error
+	rec    Record[T] // as the job left it
+	err    error
+	unused bool // a place that was reserved and given back
 }
 
 func (w *worker[T]) run(ctx context.Context, changes <-chan change) error {
@@ -101,6 +109,8 @@ func (w *worker[T]) run(ctx context.Context, changes <-chan change) error {
 			w.changed(ctx, c)
 		case f := <-w.done:
 			w.finish(ctx, f)
+		case r := <-w.places:
+			r.answer <- ctx.Err() == nil && w.place(r.key, clk.Now())
 		case <-sweep.C():
 			w.scan(ctx)
 		case <-timer.C():
@@ -114,6 +124,7 @@ func (w *worker[T]) run(ctx context.Context, changes <-chan change) error {
 
 // wait waits for the running steps.
 func (w *worker[T]) wait() {
+	close(w.over)
 	for w.running > 0 {
 		<-w.done
 		w.running--
@@ -156,6 +167,7 @@ func (w *worker[T]) finish(ctx context.Context, f finished[T]) {
 		j.rec = f.rec // the watcher is a little late: don't start on what is done
 	}
 	switch {
+	case f.unused:
 	case f.err == nil || ctx.Err() != nil:
 		j.fails, j.notYet = 0, time.Time{}
 	case errors.Is(f.err, ErrLeased):
@@ -169,7 +181,7 @@ func (w *worker[T]) finish(ctx context.Context, f finished[T]) {
 		w.s.b.opts.Logger.WarnContext(ctx, "work step failed, it will be tried again", "handler", w.s.opts.Handler,
 			"cluster", f.rec.Key.Cluster, "node", f.rec.Key.Name, "failures", j.fails, "at_the_earliest_in", delay.String(), "error", f.err)
 	}
-	if j.rec.Deleted {
+	if j.rec.Deleted || j.rec.Revision == 0 {
 		delete(w.jobs, f.rec.Key)
 	}
 	// A slot is free: others may wait for it.
@@ -227,17 +239,28 @@ func (w *worker[T]) earliest() time.Time {
 func (w *worker[T]) work(ctx context.Context, k Key) finished[T] {
 	l, err := w.s.Acquire(ctx, k, w.o.TTL)
 	if err != nil {
-		return finished[T]{Record[T]{Key: k}, err}
+		return finished[T]{rec: Record[T]{Key: k}, err: err}
 	}
+	return w.held(ctx, l)
+}
+
+// hold is work under a lease that was taken with a message.
+func (w *worker[T]) hold(l *Lease[T]) finished[T] {
+	l.begin(w.ctx)
+	return w.held(w.ctx, l)
+}
+
+// held does the steps that are due, and gives the lease back.
+func (w *worker[T]) held(ctx context.Context, l *Lease[T]) finished[T] {
 	stop := w.renew(l)
-	err = w.steps(ctx, l)
+	err := w.steps(ctx, l)
 	stop()
 	// The lease is given back even when the process ends, so that another one can
 	// go on at once.
 	rctx, cancel := w.s.b.bound(context.WithoutCancel(ctx))
 	defer cancel()
 	err = errors.Join(err, l.Release(rctx))
-	return finished[T]{l.record(), err}
+	return finished[T]{rec: l.record(), err: err}
 }
 
 func (w *worker[T]) steps(ctx context.Context, l *Lease[T]) (err error) {

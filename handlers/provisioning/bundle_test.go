@@ -41,6 +41,7 @@ type testBundle struct {
 	times  Times
 	clock  clock.WithTicker
 	pools  map[string]Machines
+	apart  bool // messages are handled by one process, and worked on by another
 
 	mu   sync.Mutex
 	seen []bus.Delivery // about the test's node, as they come
@@ -110,7 +111,11 @@ func (b *testBundle) start(onStep func(step string, kill func())) *process {
 	p := b.handler(hook)
 	var wg sync.WaitGroup
 	wg.Go(func() { _ = p.bus.Run(ctx, p.h) })
-	wg.Go(func() { _ = p.h.Run(ctx) })
+	worker := p
+	if b.apart {
+		worker = b.handler(hook) // p ends with it
+	}
+	wg.Go(func() { _ = worker.h.Run(ctx) })
 	p.stop = sync.OnceFunc(func() { cancel(); wg.Wait() })
 	b.t.Cleanup(p.stop)
 	return p

@@ -15,17 +15,19 @@ import (
 //
 //	intent ─► Place ─► its host ─► Create ─► starting (CAS: still ours) ─► Start ─► created
 //
+// The intent is written with the claim itself when this process has room for it.
 // An owner that died anywhere in between left the intent. The next one looks
 // for the machine first: a running one was started already, one that ended or
 // vanished after "starting" ends the claim, anything else goes on.
 func (h *Handler) create(ctx context.Context, l *lease) error {
 	n := l.Record()
+	intended := n.Creation != nil && n.Creation.Lease == l.Epoch() && n.Creation.Attempt == 0 && !n.Creation.Starting
+	resumed := n.Creation != nil && !intended
 	m, err := h.machines(l.Key().Cluster, n.Pool)
 	if err != nil {
-		return h.fail(ctx, l, failure{code: ReasonUnknownPool, cleanUp: n.Creation != nil,
+		return h.fail(ctx, l, failure{code: ReasonUnknownPool, cleanUp: resumed,
 			message: err.Error() + "; the claim can't be fulfilled"}, isClaimed)
 	}
-	resumed := n.Creation != nil
 	if resumed {
 		done, err := h.resume(ctx, l, m)
 		if done || err != nil {
@@ -34,12 +36,12 @@ func (h *Handler) create(ctx context.Context, l *lease) error {
 	} else if h.clock.Now().After(n.NotAfter) {
 		return h.expire(ctx, l, false)
 	}
-	if !resumed {
+	if n.Creation == nil {
 		moved, err := commit(ctx, l, "create-intent/"+n.ClaimID, func(t *bus.Turn[lifecycle.Node]) error {
 			if !isClaimed(*t.State) || t.State.Creation != nil {
 				return errMoved
 			}
-			t.State.Creation = &lifecycle.Creation{Operation: "create/" + n.ClaimID}
+			t.State.Creation = &lifecycle.Creation{Operation: createOperation(n.ClaimID)}
 			return nil
 		})
 		if err != nil {
@@ -285,6 +287,9 @@ func attempt(n lifecycle.Node) int {
 	}
 	return n.Creation.Attempt
 }
+
+// createOperation identifies the one machine that a claim may lead to.
+func createOperation(claim string) string { return "create/" + claim }
 
 func isClaimed(n lifecycle.Node) bool { return n.Phase == lifecycle.Claimed }
 

@@ -109,6 +109,9 @@ func (h *Handler) claimed(ctx context.Context, d bus.Delivery, p events.NodeClai
 			})
 		}
 		outcome = "claim taken up"
+		if epoch, ok := t.TakeUp(); ok {
+			n.Creation = &lifecycle.Creation{Operation: createOperation(p.ClaimID), Lease: epoch}
+		}
 		return n.On(lifecycle.OnClaimed, t.Now)
 	})
 	if err == nil && outcome != "" {

@@ -78,6 +78,9 @@ type Creation struct {
 	LastError string    `json:"last_error,omitempty"`
 	// Host was chosen for the machine before anything was made there.
 	Host string `json:"host,omitempty"`
+	// Lease is the epoch of the lease that was taken with the claim, in one write with
+	// this intent: its holder knows that nothing has been done yet.
+	Lease uint64 `json:"lease,omitempty"`
 }
 
 // Early is what the API server said before the start was recorded.

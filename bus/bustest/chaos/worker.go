@@ -271,6 +271,7 @@ func (w *worker) provision(ctx context.Context, d bus.Delivery) (err error) {
 		}
 		if in.work > 0 {
 			t.State.Ops = append(t.State.Ops, Op{ID: opID(d.Key.Name, d.Sequence), Work: in.work})
+			t.TakeUp() // or another worker does, when it sees the record
 		}
 		if in.timer > 0 && t.State.Due.IsZero() {
 			t.State.Due = t.Now.Add(in.timer)
