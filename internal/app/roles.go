@@ -66,7 +66,9 @@ func (a *App) addProvisioning(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		pools, err := a.poolMachines(c, actor.ServerVersion)
+		version := &serverVersion{ask: actor.ServerVersion, clock: a.opts.Clock}
+		a.first = append(a.first, role{RoleProvisioning + ": version of cluster " + c.Name, version.run})
+		pools, err := a.poolMachines(c, version.get)
 		if err != nil {
 			return err
 		}
