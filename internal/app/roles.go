@@ -157,9 +157,13 @@ func (a *App) addCollectors(ctx context.Context) error {
 			return err
 		}
 		cc := a.opts.Config.Collector
+		window := cc.BatchWindow.Std()
+		if window == 0 {
+			window = -1 // the collector's zero is its default
+		}
 		col, err := collector.New(collector.Options{
 			Cluster: c.Name, Client: client, Metrics: metrics, Records: records, Publisher: a.bus, Epoch: epoch,
-			FullEvery: cc.FullEvery.Std(), ChangedEvery: cc.ChangedEvery.Std(), BatchWindow: cc.BatchWindow.Std(),
+			FullEvery: cc.FullEvery.Std(), ChangedEvery: cc.ChangedEvery.Std(), BatchWindow: window,
 			MetricsEvery: cc.MetricsInterval.Std(),
 			Clock:        a.opts.Clock, Logger: a.opts.Logger, Registerer: a.opts.Registry,
 		})

@@ -27,6 +27,7 @@ type pending struct {
 	firstAt    time.Time // of any change
 	soonAt     time.Time // of the first that is at least soon
 	pressingAt time.Time // of the first that is pressing
+	verdictAt  time.Time // of the first pod that became unschedulable
 }
 
 func newPending() pending { return pending{dirty: map[ref]struct{}{}} }
@@ -110,6 +111,7 @@ func (c *Collector) putPod(p *corev1.Pod) {
 	if !differs {
 		return
 	}
+	c.wave.note(key, now, had, c.o.Clock.Now())
 	if !had || old.Class != class.ID {
 		if c.model.use(class) {
 			c.touch(events.KindPodClass, class.ID, whenever)
@@ -119,6 +121,9 @@ func (c *Collector) putPod(p *corev1.Pod) {
 		}
 	}
 	c.touch(events.KindPod, key, podUrgency(old, now, had))
+	if old.UnschedulableSince.IsZero() && !now.UnschedulableSince.IsZero() {
+		c.pending.verdictAt = earliest(c.pending.verdictAt, c.o.Clock.Now())
+	}
 }
 
 func (c *Collector) dropPod(key string) {
@@ -127,6 +132,7 @@ func (c *Collector) dropPod(key string) {
 		return
 	}
 	delete(c.model.pods, key)
+	c.wave.gone(key)
 	c.model.remember(key, nil)
 	if c.model.release(old.Class) {
 		c.touch(events.KindPodClass, old.Class, whenever)

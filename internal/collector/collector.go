@@ -10,7 +10,9 @@
 //
 //   - within BatchWindow of the first such change, which later ones do not
 //     extend: a pod becomes unschedulable or no longer is (bound, deleted), a
-//     node changes in any way that a snapshot shows, a node record changes;
+//     node changes in any way that a snapshot shows, a node record changes. A pod
+//     that became unschedulable does not wait for others when none are on their way;
+//     see wave;
 //   - within SoonWindow: a pod comes, goes, is bound or changes otherwise, a
 //     disruption budget, DaemonSet or namespace changes. None of these asks for a node:
 //     the scheduler's verdict does, and that is of the first kind;
@@ -92,7 +94,7 @@ type Options struct {
 
 	FullEvery      time.Duration // between full snapshots. Default 15m
 	ChangedEvery   time.Duration // at most between two snapshots. Default 10s
-	BatchWindow    time.Duration // from the first pressing change. Default 50ms
+	BatchWindow    time.Duration // from the first pressing change. Default 50ms; negative: it is published at once
 	SoonWindow     time.Duration // from the first other change. Default 1s
 	MetricsEvery   time.Duration // between readings of usage. Default 15s
 	ProbeEvery     time.Duration // between proofs that the API server answers. Default 5s
@@ -128,11 +130,11 @@ func (o *Options) complete() error {
 		def   time.Duration
 	}{
 		{"full every", &o.FullEvery, 15 * time.Minute}, {"changed every", &o.ChangedEvery, 10 * time.Second},
-		{"batch window", &o.BatchWindow, 50 * time.Millisecond}, {"soon window", &o.SoonWindow, time.Second},
+		{"batch window", &o.BatchWindow, defaultWindow}, {"soon window", &o.SoonWindow, time.Second},
 		{"metrics every", &o.MetricsEvery, 15 * time.Second}, {"probe every", &o.ProbeEvery, 5 * time.Second},
 		{"stale after", &o.StaleAfter, 30 * time.Second}, {"publish timeout", &o.PublishTimeout, 10 * time.Second},
 	} {
-		if *d.value < 0 {
+		if *d.value < 0 && d.value != &o.BatchWindow {
 			errs = append(errs, fmt.Errorf("%s is %s, expected a positive duration", d.name, *d.value))
 		}
 		if *d.value == 0 {
@@ -164,6 +166,7 @@ type Collector struct {
 	mu       sync.Mutex // guards what follows
 	model    *model
 	pending  pending
+	wave     wave
 	watcher  nodeWatcher
 	fresh    freshness
 	observed []events.Event // node.observed that wait for the loop
@@ -186,7 +189,7 @@ func New(o Options) (*Collector, error) {
 	c := &Collector{
 		o: o, log: o.Logger.With("cluster", o.Cluster), reader: reader, errors: counter,
 		wake: make(chan struct{}, 1), out: outbox{fold: events.NewFold()},
-		model: newModel(), pending: newPending(), watcher: nodeWatcher{cluster: o.Cluster, seen: map[string]seenNode{}},
+		model: newModel(), pending: newPending(), wave: newWave(o.SoonWindow), watcher: nodeWatcher{cluster: o.Cluster, seen: map[string]seenNode{}},
 		reported: status{waitingFor: []string{"start"}},
 	}
 	c.metrics = newInstruments(c)

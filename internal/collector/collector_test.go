@@ -83,6 +83,7 @@ func TestAPodThatBecomesUnschedulableIsPublishedWithinTheBatchWindow(t *testing.
 		b := setup(t, nil, node("w1"), pod("a"))
 		defer b.stop()
 		b.after(3 * time.Second)
+		b.create(pod("c")) // on its way: the window is used
 		changed := time.Now()
 		b.update(pod("a", unschedulable("0/1 nodes are available")))
 		require.Empty(t, b.after(40*time.Millisecond))
@@ -91,7 +92,7 @@ func TestAPodThatBecomesUnschedulableIsPublishedWithinTheBatchWindow(t *testing.
 		es := b.after(11 * time.Millisecond)
 		d := one[events.SnapshotChanged](t, es)
 		require.Equal(t, 50*time.Millisecond, es[0].at.Sub(changed))
-		require.Len(t, d.Changed.Pods, 2)
+		require.Len(t, d.Changed.Pods, 3)
 		require.True(t, d.FirstChangeAt.Equal(changed))
 		require.True(t, d.Changed.Pods[0].UnschedulableSince.Equal(changed.Truncate(time.Second)))
 		require.Equal(t, "0/1 nodes are available", d.Changed.Pods[0].UnschedulableMessage)

@@ -19,7 +19,7 @@ import (
 // nobody watches.
 func Look(objects ...runtime.Object) (events.SnapshotObjects, error) {
 	c := &Collector{o: Options{Clock: clock.RealClock{}}, log: slog.Default(), wake: make(chan struct{}, 1),
-		model: newModel(), pending: newPending(), watcher: nodeWatcher{seen: map[string]seenNode{}}}
+		model: newModel(), pending: newPending(), wave: newWave(0), watcher: nodeWatcher{seen: map[string]seenNode{}}}
 	for _, o := range objects {
 		switch o := o.(type) {
 		case *corev1.Node:

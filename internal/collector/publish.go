@@ -23,6 +23,7 @@ type outbox struct {
 	fold     *events.Fold // what the acknowledged ones add up to
 	count    uint64       // of snapshots, for their ids
 	at       time.Time    // when the last one was put together
+	verdict  time.Time    // when the last one that told of an unschedulable pod was
 	fullAt   time.Time    // when the next full one is due
 	needFull bool         // it is not known what the bus has
 	retryAt  time.Time    // after a failure; zero: none
@@ -67,23 +68,9 @@ func (c *Collector) due() time.Time {
 		due = earliest(due, at.Add(c.o.SoonWindow))
 	}
 	if at := c.pending.pressingAt; !at.IsZero() {
-		due = earliest(due, at.Add(c.window()))
+		due = earliest(due, c.closes(at))
 	}
 	return due
-}
-
-// window returns BatchWindow, widened while decision lags behind: fewer
-// snapshots that say more let it catch up.
-func (c *Collector) window() time.Duration {
-	const tolerated, widest = 4, 40
-	if c.o.Lag == nil {
-		return c.o.BatchWindow
-	}
-	lag := c.o.Lag()
-	if lag <= tolerated {
-		return c.o.BatchWindow
-	}
-	return c.o.BatchWindow * time.Duration(min(lag, widest))
 }
 
 // publish sends the observations of nodes that wait, and then the snapshot, if
@@ -186,6 +173,7 @@ func (c *Collector) giveBack(b batch) {
 	p.firstAt = earliest(p.firstAt, b.pending.firstAt)
 	p.soonAt = earliest(p.soonAt, b.pending.soonAt)
 	p.pressingAt = earliest(p.pressingAt, b.pending.pressingAt)
+	p.verdictAt = earliest(p.verdictAt, b.pending.verdictAt)
 }
 
 // publishSnapshot publishes a snapshot if one is due by now.
@@ -264,6 +252,9 @@ func (c *Collector) sendSnapshot(ctx context.Context, now time.Time, p events.Pa
 // acknowledged notes that the bus has stored a snapshot.
 func (c *Collector) acknowledged(b batch, now time.Time, kind string) {
 	c.out.at = now
+	if !b.pending.verdictAt.IsZero() {
+		c.out.verdict = now
+	}
 	c.metrics.published.WithLabelValues(kind).Inc()
 	if at := b.pending.pressingAt; !at.IsZero() {
 		c.metrics.latency.Observe(c.o.Clock.Since(at).Seconds())

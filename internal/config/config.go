@@ -231,7 +231,7 @@ type Alerting struct {
 type Collector struct {
 	FullEvery       events.Duration `yaml:"full_every" default:"15m" doc:"How often the full state is published."`
 	ChangedEvery    events.Duration `yaml:"changed_every" default:"10s" doc:"A snapshot is never more than this after the previous one."`
-	BatchWindow     events.Duration `yaml:"batch_window" default:"50ms" doc:"A change is published so long after it, together with what changed meanwhile."`
+	BatchWindow     events.Duration `yaml:"batch_window" default:"50ms" min:"0" doc:"A change is published at most so long after it, together with what changed meanwhile; a pod that waits and comes alone is not kept waiting. 0: each change at once."`
 	MetricsInterval events.Duration `yaml:"metrics_interval" default:"30s" doc:"How often CPU and memory usage are asked for."`
 }
 

@@ -362,7 +362,10 @@ func (d *decoder) limits(v reflect.Value, text, path string, field reflect.Struc
 		return
 	}
 	if _, ok := v.Interface().(events.Duration); ok {
-		if v.Int() <= 0 {
+		switch zero := field.Get("min") == "0"; {
+		case zero && v.Int() < 0:
+			d.fail(path, fmt.Sprintf("is %q", text), "0 or a positive duration, e.g. 50ms")
+		case !zero && v.Int() <= 0:
 			d.fail(path, fmt.Sprintf("is %q", text), "a positive duration, e.g. 90s or 10m")
 		}
 		return

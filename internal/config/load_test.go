@@ -261,3 +261,12 @@ func TestAPolicyIsReadWhereTheFilesOfItsConfigurationAreNot(t *testing.T) {
 	_, err = LoadPolicy(filepath.Join(t.TempDir(), "nowhere.yaml"))
 	require.ErrorContains(t, err, "can't be read")
 }
+
+func TestABatchWindowOfZeroIsNotTheDefault(t *testing.T) {
+	t.Parallel()
+	for _, zero := range []string{"0", "0s"} {
+		c, err := Parse("c.yaml", []byte(minimal+"collector: {batch_window: "+zero+"}\n"), t.TempDir())
+		require.NoError(t, err)
+		require.Zero(t, c.Collector.BatchWindow)
+	}
+}

@@ -152,6 +152,7 @@ func TestEachMistakeIsNamed(t *testing.T) {
 		"two rules of a name":                   {minimal + "policy: {alert_rules: [{name: a, match: ['a=\"b\"'], pool: sim, direction: up}, {name: a, match: ['a=\"b\"'], pool: sim, direction: up}]}", `rule "a" stands here twice`},
 		"a rule without matchers":               {minimal + "policy: {alert_rules: [{name: a, match: [], pool: sim, direction: up}]}", `match: is an empty list`},
 		"a protected node with a slash":         {minimal + "policy: {protected_nodes: ['a/b']}", `protected_nodes[0]: is "a/b", expected the name of a node`},
+		"a negative window":                     {minimal + "collector: {batch_window: -1ms}", `batch_window: is "-1ms", expected 0 or a positive duration`},
 		"a window over its interval":            {minimal + "collector: {batch_window: 1m}", `batch_window: is 1m, longer than changed_every (10s)`},
 		"replicas of the embedded bus":          {minimal + "bus: {replicas: 3}", `bus.replicas: is 3, but the embedded server is alone`},
 		"both buses":                            {minimal + "bus: {url: 'nats://x:4222', embedded: {dir: x}}", `bus.embedded: stands beside bus.url`},

@@ -115,6 +115,11 @@ func refineField(f reflect.StructField, p *jsonschema.Schema) error {
 	if p.Type == "integer" || p.Type == "number" {
 		p.Minimum, p.Maximum = json.Number(f.Tag.Get("min")), json.Number(f.Tag.Get("max"))
 	}
+	if t == reflect.TypeFor[events.Duration]() && f.Tag.Get("min") == "0" {
+		// A zero needs no unit.
+		p.OneOf = []*jsonschema.Schema{{Type: p.Type, Pattern: p.Pattern}, {Type: "integer", Const: 0}}
+		p.Type, p.Pattern = "", ""
+	}
 	def, ok := f.Tag.Lookup("default")
 	if !ok {
 		return nil

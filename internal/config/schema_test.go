@@ -40,7 +40,7 @@ func TestSchemaAcceptsWhatTheLoaderAccepts(t *testing.T) {
 	s := compiled(t)
 	full, err := os.ReadFile("testdata/full.yaml")
 	require.NoError(t, err)
-	for name, text := range map[string]string{"full": string(full), "minimal": minimal} {
+	for name, text := range map[string]string{"full": string(full), "minimal": minimal, "no batch window": minimal + "collector: {batch_window: 0}"} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			require.NoError(t, s.Validate(instance(t, []byte(text))))
