@@ -94,12 +94,7 @@ func (s *State[T]) again(ctx context.Context, k Key, e entry, rev uint64) error 
 	if broken.outbox {
 		return nil
 	}
-	if !e.Due.IsZero() {
-		if err := s.arm(ctx, k, e.Due); err != nil {
-			return err
-		}
-	}
-	if err := s.b.Publish(ctx, e.owedEvents()...); err != nil {
+	if err := s.announce(ctx, k, e, !e.Due.IsZero()); err != nil {
 		return err
 	}
 	s.b.opts.OnStep(s.opts.Handler + "/publish/after")
@@ -211,16 +206,27 @@ func (s *State[T]) commit(ctx context.Context, c commitment[T]) (entry, uint64, 
 	if err != nil {
 		return c.next, 0, err
 	}
-	if !c.next.Due.Equal(c.before.Due) {
-		if err := s.arm(ctx, k, c.next.Due); err != nil {
-			return c.next, 0, err
-		}
-	}
-	if err := s.b.Publish(ctx, c.next.owedEvents()...); err != nil {
+	if err := s.announce(ctx, k, c.next, !c.next.Due.Equal(c.before.Due)); err != nil {
 		return c.next, 0, err
 	}
 	s.b.opts.OnStep(c.step + "/publish/after")
 	return c.next, rev, nil
+}
+
+// announce arms the timer of an entry that is written, if arm says so, and publishes
+// its outbox. They are two streams and side by side: neither means anything to the
+// other, and whoever comes after a killed process does both again.
+func (s *State[T]) announce(ctx context.Context, k Key, e entry, arm bool) error {
+	if !arm {
+		return s.b.Publish(ctx, e.owedEvents()...)
+	}
+	if len(e.Outbox) == 0 {
+		return s.arm(ctx, k, e.Due)
+	}
+	armed := make(chan error, 1)
+	go func() { armed <- s.arm(ctx, k, e.Due) }()
+	err := s.b.Publish(ctx, e.owedEvents()...)
+	return errors.Join(err, <-armed)
 }
 
 // stillOwed returns the events of e that are not known to be published. Those of
