@@ -368,11 +368,15 @@ func (h *Handler) compareRecord(v *view, name string, n lifecycle.Node, now time
 	return p, false
 }
 
-// publishDivergence publishes a difference. As long as it lasts it is published
-// once in five minutes, by however many processes.
+// reportEvery is how often a difference that lasts is published, by however many
+// processes. What a check dismissed may be there when the next one looks: a node
+// stays Ready for a while after its machine ended.
+const reportEvery = time.Minute
+
+// publishDivergence publishes a difference.
 func (h *Handler) publishDivergence(ctx context.Context, d difference, now time.Time) error {
 	f := d.finding()
-	window := strconv.FormatInt(now.Truncate(5*time.Minute).Unix(), 10)
+	window := strconv.FormatInt(now.Truncate(min(reportEvery, h.times.Sweep)).UnixMilli(), 10)
 	err := h.publish(ctx, events.Meta{Cluster: d.cluster, Node: d.Node, CorrelationID: d.correlation, Time: now,
 		ID: events.ID("diverged", f.cluster, f.node, f.kind, f.claim, f.instance, window)},
 		events.NodeDiverged{Node: d.Node, Kind: d.Kind, Detail: d.Detail, Instance: d.Instance, ClaimID: d.ClaimID, Pool: d.Pool, At: now, Machine: d.machine})

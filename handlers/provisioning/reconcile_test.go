@@ -423,3 +423,39 @@ func TestReasonsAreSentences(t *testing.T) {
 	require.Equal(t, "there is no record of it", recordState(lifecycle.Node{}, false))
 	require.True(t, strings.HasSuffix(recordState(lifecycle.Node{Phase: lifecycle.Failed}, true), "failed"))
 }
+
+// A node stays Ready for a while after its machine ended, so that the first report
+// turns out wrong.
+func TestAMachineThatEndedIsReportedAgainWhenItsNodeIsNoLongerReady(t *testing.T) {
+	t.Parallel()
+	b := newBundle(t)
+	s := b.sweeps()
+	// The reports lie within one span of five minutes.
+	s.clock.SetTime(time.Now().Truncate(5 * time.Minute).Add(5 * time.Minute))
+	b.clock = clock.RealClock{}
+	p := b.start(nil)
+	b.ready(p)
+	b.world.do(func(w *fakeWorld) { w.machines[testNode].State = MachineExited })
+	for range 3 {
+		s.clock.Step(time.Minute)
+		s.run()
+	}
+	require.Equal(t, []string{events.DivergedNodeLost}, b.diverged())
+	for _, d := range b.events() {
+		if d.Event.Type() == events.TypeNodeDiverged {
+			b.handled(p, d.Event)
+		}
+	}
+	b.record(p, "checked", func(n lifecycle.Node, _ bool) bool { return n.Phase == lifecycle.Ready && n.Suspicion == nil })
+	b.world.do(func(w *fakeWorld) {
+		o := w.objects[testNode]
+		o.Ready = false
+		w.objects[testNode] = o
+	})
+	s.clock.Step(time.Minute)
+	s.run()
+	lost, _ := await[events.NodeLost](b)
+	require.Equal(t, ReasonMachineExited, lost.Reason.Code)
+	b.settled(p)
+	b.nothingLeft()
+}
