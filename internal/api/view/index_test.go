@@ -23,7 +23,7 @@ func TestASnapshotIsReadOnceForAllWhoAskUntilTheNext(t *testing.T) {
 	read := 0
 	m := Memory{Policy: events.Policy{Pools: []events.PoolPolicy{{Name: "burst", Max: 2}}},
 		Rules: scaling.Policy{Pools: []scaling.Pool{{Name: "burst", Max: 2, Size: scaling.Resources{CPUMilli: 1000}}}, StaleAfter: time.Minute}}
-	v, err := New(Options{Log: bustest.New(t), Audit: &fakeAudit{}, Clusters: []string{"home"}, Clock: testingclock.NewFakeClock(t0), Logger: slog.New(slog.DiscardHandler),
+	v, err := New(Options{Log: bustest.New(t), Audit: &fakeAudit{}, Lives: fakeLives{}, Clusters: []string{"home"}, Clock: testingclock.NewFakeClock(t0), Logger: slog.New(slog.DiscardHandler),
 		Observe: func(cluster string, f *events.Fold) scaling.Observation {
 			read++
 			return decision.Observe(cluster, f)
