@@ -15,6 +15,7 @@ import (
 
 	"github.com/k3s-autoscaler/k3s-autoscaler/bus"
 	"github.com/k3s-autoscaler/k3s-autoscaler/internal/config"
+	"github.com/k3s-autoscaler/k3s-autoscaler/internal/provider/docker"
 )
 
 // The roles of a process. Each may run in any number of processes.
@@ -82,7 +83,7 @@ func (o Options) withDefaults() (Options, error) {
 		o.Registry = prometheus.NewRegistry()
 	}
 	if o.World == nil {
-		o.World = realWorld{log: o.Logger, reg: o.Registry}
+		o.World = realWorld{log: o.Logger, reg: o.Registry, engines: docker.NewEngines()}
 	}
 	return o, errors.Join(errs...)
 }

@@ -25,7 +25,7 @@ func (providers) Provider(_ config.Cluster, p config.Pool) (provider.NodeProvide
 func TestMachinesOfAFormerNameAreThoseOfThePool(t *testing.T) {
 	t.Parallel()
 	a := &App{opts: Options{World: providers{}}}
-	got, err := a.poolMachines(config.Cluster{Name: "home", Pools: []config.Pool{{Name: "new", RenamedFrom: []string{"old", "older"}}, {Name: "ci"}}},
+	got, _, err := a.poolMachines(config.Cluster{Name: "home", Pools: []config.Pool{{Name: "new", RenamedFrom: []string{"old", "older"}}, {Name: "ci"}}},
 		func(context.Context) (string, error) { return "", nil })
 	require.NoError(t, err)
 	of := map[string]string{}

@@ -61,6 +61,7 @@ func (a *App) addDecision(ctx context.Context) error {
 
 func (a *App) addProvisioning(ctx context.Context) error {
 	clusters := map[string]provisioning.Cluster{}
+	work := []func(context.Context) error{}
 	for _, c := range a.opts.Config.Clusters {
 		actor, err := a.actor(c)
 		if err != nil {
@@ -68,10 +69,11 @@ func (a *App) addProvisioning(ctx context.Context) error {
 		}
 		version := &serverVersion{ask: actor.ServerVersion, clock: a.opts.Clock}
 		a.first = append(a.first, role{RoleProvisioning + ": version of cluster " + c.Name, version.run})
-		pools, err := a.poolMachines(c, version.get)
+		pools, prepulls, err := a.poolMachines(c, version.get)
 		if err != nil {
 			return err
 		}
+		work = append(work, prepulls...)
 		clusters[c.Name] = provisioning.Cluster{Nodes: nodeObjects{actor: actor, cluster: c.Name}, Pools: pools}
 	}
 	h, err := provisioning.New(ctx, provisioning.Options{
@@ -82,24 +84,35 @@ func (a *App) addProvisioning(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	a.handle(RoleProvisioning, h, h.Run)
+	work = append(work, h.Run)
+	a.handle(RoleProvisioning, h, func(ctx context.Context) error {
+		g, ctx := errgroup.WithContext(ctx)
+		for _, w := range work {
+			g.Go(func() error { return w(ctx) })
+		}
+		return g.Wait()
+	})
 	return nil
 }
 
 // poolMachines are what makes and removes the machines of a cluster, by the names
 // of its pools: those of now, and those under which machines and records were made.
-func (a *App) poolMachines(c config.Cluster, serverVersion func(context.Context) (string, error)) (map[string]provisioning.Machines, error) {
-	out := map[string]provisioning.Machines{}
+// work is what goes on in the background for them.
+func (a *App) poolMachines(c config.Cluster, serverVersion func(context.Context) (string, error)) (out map[string]provisioning.Machines, work []func(context.Context) error, err error) {
+	out = map[string]provisioning.Machines{}
 	for _, p := range c.Pools {
 		provider, err := a.opts.World.Provider(c, p)
 		if err != nil {
-			return nil, err
+			return nil, nil, err
+		}
+		if pp, ok := provider.(prepuller); ok && p.Docker != nil && p.Docker.Prepull {
+			work = append(work, func(ctx context.Context) error { pp.Prepull(ctx, serverVersion); return ctx.Err() })
 		}
 		for _, name := range append([]string{p.Name}, p.RenamedFrom...) {
 			out[name] = machines{provider: provider, serverVersion: serverVersion}
 		}
 	}
-	return out, nil
+	return out, work, nil
 }
 
 func (a *App) addDraining(ctx context.Context) error {

@@ -1,6 +1,7 @@
 package app
 
 import (
+	"context"
 	"fmt"
 	"log/slog"
 
@@ -33,6 +34,8 @@ type World interface {
 type realWorld struct {
 	log *slog.Logger
 	reg prometheus.Registerer
+	// engines are shared by all pools.
+	engines *docker.Engines
 }
 
 func (realWorld) Reader(c config.Cluster) (kubernetes.Interface, metrics.Interface, error) {
@@ -80,11 +83,13 @@ func (w realWorld) Provider(c config.Cluster, p config.Pool) (provider.NodeProvi
 			Logger: w.log.With("pool", p.Name), Registerer: w.reg,
 		}
 		if d := p.Docker; d != nil {
-			o.Engine, o.Image, o.Repository, o.Network = d.Host, d.Image, d.ImageRepository, d.Network
+			o.Image, o.Repository, o.Network = d.Image, d.ImageRepository, d.Network
+			o.Placement, o.FormerPools, o.Engines = docker.Placement(d.Placement), p.RenamedFrom, w.engines
+			o.RegistriesFile, o.GPUs = d.RegistriesFile, d.GPUs
 			o.ExtraArgs, o.StopGrace = d.ExtraArgs, d.StopTimeout.Std()
 			o.Env, o.Mounts, o.Pull = d.Env, d.Mounts, docker.Pull(d.Pull)
-			if d.TLS != nil {
-				o.TLS = docker.TLS{CAFile: d.TLS.CAFile, CertFile: d.TLS.CertFile, KeyFile: d.TLS.KeyFile}
+			for _, h := range d.Engines() {
+				o.Hosts = append(o.Hosts, dockerHost(h))
 			}
 		}
 		dp, err := docker.New(o)
@@ -95,4 +100,27 @@ func (w realWorld) Provider(c config.Cluster, p config.Pool) (provider.NodeProvi
 	default:
 		return nil, fmt.Errorf("cluster %s, pool %s: provider %q exists in the demo only", c.Name, p.Name, p.Provider)
 	}
+}
+
+func dockerHost(h config.DockerHost) docker.Host {
+	out := docker.Host{Name: h.Name, Address: h.Host, MaxNodes: h.MaxNodes, MaxParallel: h.MaxParallel}
+	if h.TLS != nil {
+		out.TLS = docker.TLS{CAFile: h.TLS.CAFile, CertFile: h.TLS.CertFile, KeyFile: h.TLS.KeyFile}
+	}
+	if h.SSH != nil {
+		out.SSH = docker.SSH{KeyFile: h.SSH.KeyFile, KnownHostsFile: h.SSH.KnownHostsFile}
+	}
+	if h.CPU != nil {
+		out.CPUMilli = int64(*h.CPU)
+	}
+	if h.Memory != nil {
+		out.MemoryBytes = int64(*h.Memory)
+	}
+	return out
+}
+
+// prepuller keeps what its machines need where they are going to be made, until
+// ctx ends.
+type prepuller interface {
+	Prepull(ctx context.Context, serverVersion func(context.Context) (string, error))
 }

@@ -88,8 +88,16 @@ func (c *Config) Warnings() []Problem {
 					warn(at+".labels."+k, "a kubelet may not set this label on its own node; agents with it will not register")
 				}
 			}
-			if p.Docker != nil && strings.HasPrefix(p.Docker.Host, "tcp://") && p.Docker.TLS == nil {
-				warn(at+".docker.host", "whoever reaches this port is root on that host; use tls")
+			if p.Docker != nil {
+				for k, h := range p.Docker.Engines() {
+					key := at + ".docker.host"
+					if h.Name != "" {
+						key = fmt.Sprintf("%s.docker.hosts[%d].host", at, k)
+					}
+					if strings.HasPrefix(h.Host, "tcp://") && h.TLS == nil {
+						warn(key, "whoever reaches this port is root on that host; use tls, or ssh://")
+					}
+				}
 			}
 			if p.Max == 0 {
 				warn(at+".max", "is 0: the pool never gets a node")

@@ -42,6 +42,7 @@ func (d *decoder) check(c *Config) {
 		d.checkTwice(seen, at+".name", cl.Name, "cluster")
 		d.checkCluster(at, cl)
 	}
+	d.checkEngines(c)
 	d.checkPolicy(c)
 	if def := c.Alerting.DefaultCluster; def != "" {
 		d.checkKnown("alerting.default_cluster", "cluster", def, clusterNames(c))
@@ -189,12 +190,7 @@ func (d *decoder) checkTaints(at string, p Pool) {
 }
 
 func (d *decoder) checkDocker(at string, k Docker) {
-	u, err := url.Parse(k.Host)
-	ok := err == nil && u.User == nil &&
-		((u.Scheme == "unix" && u.Path != "") || (u.Scheme == "tcp" && u.Host != "") || (u.Scheme == "npipe" && u.Path != ""))
-	if !ok {
-		d.fail(at+".host", fmt.Sprintf("is %q", k.Host), "unix:///var/run/docker.sock or tcp://host:2376")
-	}
+	d.checkDockerHosts(at, k)
 	for i, m := range k.Mounts {
 		parts := strings.Split(m, ":")
 		bad := len(parts) < 2 || len(parts) > 3 || !filepath.IsAbs(parts[0]) || !filepath.IsAbs(parts[1]) ||

@@ -171,7 +171,7 @@ type Flap struct {
 
 // Docker are the settings of the docker provider.
 type Docker struct {
-	Host            string            `yaml:"host" default:"unix:///var/run/docker.sock" doc:"Docker engine: unix:///path or tcp://host:2376 (with tls)."`
+	Host            string            `yaml:"host" doc:"The Docker engine, where there is one: unix:///path, tcp://host:2376 (with tls), or ssh://user@host[:port][/path/of/the/socket] (with ssh). The short form of 'hosts' with one entry. Absent, with 'hosts' absent: unix:///var/run/docker.sock."`
 	TLS             *ClientTLS        `yaml:"tls" doc:"Client certificate for a tcp host."`
 	Image           string            `yaml:"image" default:"auto" doc:"Image of the agent; 'auto' is image_repository in the server's version, never newer."`
 	ImageRepository string            `yaml:"image_repository" default:"rancher/k3s" doc:"Where 'auto' takes the image from."`
@@ -179,8 +179,32 @@ type Docker struct {
 	Network         string            `yaml:"network" default:"bridge" doc:"Docker network of the containers; agents must reach server_url on it. 'host' allows one agent a host."`
 	ExtraArgs       []string          `yaml:"extra_args" doc:"More arguments of 'k3s agent'."`
 	Env             map[string]string `yaml:"env" doc:"Environment of the containers; visible to everyone who may inspect them, so no secrets."`
-	Mounts          []string          `yaml:"mounts" doc:"Bind mounts as docker writes them: /host/path:/path[:ro], e.g. a registries.yaml."`
+	Mounts          []string          `yaml:"mounts" doc:"Bind mounts as docker writes them: /host/path:/path[:ro]; the path is on the engine's host."`
 	StopTimeout     events.Duration   `yaml:"stop_timeout" default:"10s" doc:"How long a container may take to end before it is killed."`
+	SSH             *SSH              `yaml:"ssh" doc:"How an ssh host is logged in to."`
+	Hosts           []DockerHost      `yaml:"hosts" doc:"The Docker engines of the pool; instead of 'host', 'tls' and 'ssh'. A host that does not answer gets no new nodes; those that it has are unknown meanwhile, not gone."`
+	Placement       string            `yaml:"placement" default:"spread" enum:"spread,pack" doc:"Which host gets a new node, of those that have room for it: 'spread' the one with the fewest nodes of the pool, 'pack' the one that is used most. Between equals a hash of claim and host decides."`
+	Prepull         bool              `yaml:"prepull" doc:"Pull the image to every host in the background at start, and look every ten minutes whether it is still there and still the right one, so that no node waits for it."`
+	RegistriesFile  string            `yaml:"registries_file" path:"exists" doc:"A registries.yaml of k3s (mirrors, credentials of registries). Its content is put into each container at /etc/rancher/k3s/registries.yaml; nothing of it need be on the engine's host. Read for each node."`
+	GPUs            string            `yaml:"gpus" doc:"GPUs of each node, as docker run --gpus takes them: all, a number, or device=ID,ID. The hosts need NVIDIA's container toolkit."`
+}
+
+// DockerHost is one Docker engine of a pool.
+type DockerHost struct {
+	Name        string     `yaml:"name" required:"true" doc:"What records, logs and metrics call the host, e.g. attic; a DNS label. One name stands for the same engine in the whole file."`
+	Host        string     `yaml:"host" required:"true" doc:"Its engine: unix:///path, tcp://host:2376 (with tls), or ssh://user@host[:port][/path/of/the/socket] (with ssh)."`
+	TLS         *ClientTLS `yaml:"tls" doc:"Client certificate for a tcp host."`
+	SSH         *SSH       `yaml:"ssh" doc:"How an ssh host is logged in to."`
+	MaxNodes    int        `yaml:"max_nodes" default:"0" min:"0" doc:"Nodes of the pool on the host at most; 0: as many as there is room for."`
+	MaxParallel int        `yaml:"max_parallel" default:"3" min:"1" max:"100" doc:"How many nodes of all pools are created or started on the host at a time."`
+	CPU         *CPU       `yaml:"cpu" doc:"What nodes of all pools and clusters may have of the host's CPU together. Absent: all that its engine reports. More than that is overcommitted, less is left to others."`
+	Memory      *Bytes     `yaml:"memory" doc:"The same for memory. A node takes 512Mi for its agent beside what it offers to pods."`
+}
+
+// SSH is how a host is logged in to.
+type SSH struct {
+	KeyFile        string `yaml:"key_file" required:"true" path:"exists" doc:"Private key, without a passphrase."`
+	KnownHostsFile string `yaml:"known_hosts_file" required:"true" path:"exists" doc:"Keys of servers as OpenSSH keeps them; a server that is not in it is refused. 'ssh-keyscan HOST' prints what to put in, after comparing the fingerprint."`
 }
 
 // ClientTLS is a client certificate and who is trusted.

@@ -57,4 +57,14 @@ func (c capacity) limits(l Limits, s provider.Spec) (nanoCPUs, memoryBytes int64
 	return cpu * 1_000_000, memory, nil
 }
 
+// need is what a machine takes of this host: its container's limits, or what its
+// node offers to pods where it has none.
+func (c capacity) need(l Limits, s provider.Spec) size {
+	nano, memory, err := c.limits(l, s)
+	if err != nil { // refused when it is made
+		nano, memory = 0, 0
+	}
+	return size{cpuMilli: max(nano/1_000_000, s.CPUMilli), memoryBytes: max(memory, s.MemoryBytes)}
+}
+
 func mebibytes(b int64) string { return strconv.FormatInt(b>>20, 10) + "Mi" }

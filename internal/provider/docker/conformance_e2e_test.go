@@ -78,7 +78,7 @@ func parts(t *testing.T) *realParts {
 func (r *realParts) options(cluster string) Options {
 	return Options{
 		Cluster: cluster, ServerURL: r.APIServerURLForNodes, TokenFile: r.JoinTokenFile,
-		Engine: r.DockerHost, Network: r.Network, Image: r.Image,
+		Hosts: []Host{{Address: r.DockerHost}}, Network: r.Network, Image: r.Image,
 		ContainerLabels: map[string]string{"dev.k3s-autoscaler.testenv.user": "providertest"},
 	}
 }
@@ -270,7 +270,7 @@ func TestRotatedTokenReachesTheNextMachineWithoutARestart(t *testing.T) {
 	require.NoError(t, os.WriteFile(file, []byte(r.token), 0o600))
 	_, err = p.Create(t.Context(), s)
 	require.NoError(t, err)
-	token, err := p.machineToken(t.Context(), m.ID)
+	token, err := p.hosts[0].machineToken(t.Context(), m.ID)
 	require.NoError(t, err)
 	require.Equal(t, r.token, token, "a machine that waits for its start gets the present token")
 	require.NoError(t, p.Start(t.Context(), s.Name))

@@ -1,9 +1,11 @@
 package docker
 
 import (
+	"fmt"
 	"maps"
 	"slices"
 	"strconv"
+	"strings"
 
 	"github.com/docker/docker/api/types/container"
 	"github.com/docker/docker/api/types/network"
@@ -20,6 +22,11 @@ const (
 	LabelPool    = labelPrefix + "pool"
 	LabelClaim   = labelPrefix + "claim"
 	LabelEpoch   = labelPrefix + "epoch"
+	// LabelCPU and LabelMemory are what the machine takes of its host, in
+	// thousandths of a core and bytes, so that a list of containers tells how much
+	// room there is.
+	LabelCPU    = labelPrefix + "cpu-milli"
+	LabelMemory = labelPrefix + "memory-bytes"
 )
 
 // rendered is a container as the engine wants it.
@@ -40,12 +47,18 @@ func (o Options) render(s provider.Spec, image string, host capacity) (rendered,
 	if err != nil {
 		return rendered{}, err
 	}
+	gpus, err := parseGPUs(o.GPUs)
+	if err != nil {
+		return rendered{}, fmt.Errorf("%w: %w", provider.ErrRefused, err)
+	}
 	labels := maps.Clone(o.ContainerLabels)
 	if labels == nil {
 		labels = map[string]string{}
 	}
 	labels[LabelCluster], labels[LabelPool] = s.Cluster, s.Pool
 	labels[LabelClaim], labels[LabelEpoch] = s.ClaimID, s.Epoch
+	takes := host.need(o.Limits, s)
+	labels[LabelCPU], labels[LabelMemory] = strconv.FormatInt(takes.cpuMilli, 10), strconv.FormatInt(takes.memoryBytes, 10)
 
 	init := true
 	return rendered{
@@ -73,6 +86,8 @@ func (o Options) render(s provider.Spec, image string, host capacity) (rendered,
 				Memory:     memory,
 				MemorySwap: memory, // the same: no swap
 				Ulimits:    o.ulimits(),
+
+				DeviceRequests: gpus,
 			},
 		},
 		Network: &network.NetworkingConfig{
@@ -110,4 +125,27 @@ func (o Options) ulimits() []*container.Ulimit {
 		limits = append(limits, &container.Ulimit{Name: u.Name, Soft: u.Soft, Hard: u.Hard})
 	}
 	return limits
+}
+
+// parseGPUs makes the device request of docker run --gpus.
+func parseGPUs(s string) ([]container.DeviceRequest, error) {
+	if s == "" {
+		return nil, nil
+	}
+	r := container.DeviceRequest{Capabilities: [][]string{{"gpu"}}}
+	ids, byID := strings.CutPrefix(s, "device=")
+	n, err := strconv.Atoi(s)
+	switch {
+	case s == "all":
+		r.Count = -1
+	case byID:
+		if r.DeviceIDs = strings.Split(ids, ","); slices.Contains(r.DeviceIDs, "") {
+			return nil, fmt.Errorf("gpus: is %q, expected device= and ids with commas between them", s)
+		}
+	case err == nil && n > 0:
+		r.Count = n
+	default:
+		return nil, fmt.Errorf("gpus: is %q, expected all, a number above 0, or device=ID,ID", s)
+	}
+	return []container.DeviceRequest{r}, nil
 }

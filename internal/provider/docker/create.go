@@ -3,7 +3,9 @@ package docker
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	cerrdefs "github.com/containerd/errdefs"
@@ -36,48 +38,122 @@ func (p *Provider) create(ctx context.Context, s provider.Spec) (provider.Machin
 	if s.Cluster != p.o.Cluster {
 		return provider.Machine{}, fmt.Errorf("%w: it is for cluster %s, this provider is for %s", provider.ErrRefused, s.Cluster, p.o.Cluster)
 	}
-	token, err := readToken(p.o.TokenFile)
+	files, err := p.o.files()
 	if err != nil {
 		return provider.Machine{}, err
 	}
-	c, err := p.obtain(ctx, s)
-	if err != nil {
+	found, missing := p.look(ctx, s.Name, everywhere)
+	if err := ctx.Err(); err != nil {
 		return provider.Machine{}, err
 	}
-	if err := owner(c, s); err != nil {
-		return provider.Machine{}, err
-	}
-	if stateOf(c.State) == provider.Created {
-		// Copied whether or not an earlier call has done so: it costs one call, and
-		// a token that was rotated in between is replaced.
-		if err := p.copyToken(ctx, c.ID, token); err != nil {
+	for _, f := range found {
+		if err := owner(f.c, s); err != nil {
 			return provider.Machine{}, err
 		}
 	}
-	return p.machine(ctx, c)
+	if len(found) > 0 {
+		return p.complete(ctx, s, found, files)
+	}
+	h, err := p.chosen(ctx, s, missing)
+	if err != nil {
+		return provider.Machine{}, err
+	}
+	release, err := h.slot(ctx)
+	if err != nil {
+		return provider.Machine{}, err
+	}
+	defer release()
+	h.prolong(s.Name, p.o.PullTimeout+3*p.o.CallTimeout)
+	c, err := h.obtain(ctx, s)
+	if err == nil {
+		err = owner(c, s)
+	}
+	if errors.Is(err, provider.ErrImage) || errors.Is(err, provider.ErrRefused) || errors.Is(err, provider.ErrNameTaken) {
+		h.prolong(s.Name, 0) // nothing was made
+	} else {
+		h.prolong(s.Name, settleFor)
+	}
+	if err != nil {
+		return provider.Machine{}, err
+	}
+	return h.fill(ctx, c, files)
+}
+
+// chosen is the host that the caller has recorded. Without one, every host has to
+// answer before one is chosen: the machine may be on one that does not.
+func (p *Provider) chosen(ctx context.Context, s provider.Spec, absence error) (*host, error) {
+	if s.Host == "" {
+		var hosts *provider.HostsError
+		if errors.As(absence, &hosts) && len(hosts.Missing) > 0 {
+			return nil, absence
+		}
+		return p.place(ctx, s)
+	}
+	for _, h := range p.hosts {
+		if slices.Contains(h.names(), s.Host) {
+			return h, nil
+		}
+	}
+	return nil, fmt.Errorf("host %s, which was chosen for it, is none of the pool's any more", s.Host)
+}
+
+// complete finishes a machine that exists. Copies of it that were never started,
+// on other hosts, go: a creation that its caller had given up has come to an end
+// after all.
+func (p *Provider) complete(ctx context.Context, s provider.Spec, found []sighting, files files) (provider.Machine, error) {
+	keep := found[0]
+	if stateOf(keep.c.State) == provider.Created {
+		for _, f := range found {
+			if slices.Contains(f.h.names(), s.Host) {
+				keep = f
+			}
+		}
+	}
+	for _, f := range found {
+		if f.h == keep.h || stateOf(f.c.State) != provider.Created {
+			continue
+		}
+		p.o.Logger.WarnContext(ctx, "removing a second container of a machine, which was never started", "node", s.Name, "host", f.h.label, "kept_on", keep.h.label)
+		if err := f.h.remove(ctx, f.c.ID); err != nil && !absent(err) {
+			return provider.Machine{}, fmt.Errorf("remove its second container on host %s: %w", f.h.label, err)
+		}
+	}
+	return keep.h.fill(ctx, keep.c, files)
+}
+
+// fill puts the files into a machine that has not run. They are copied whether or
+// not an earlier call has done so: it costs one call, and a token that was
+// rotated in between is replaced.
+func (h *host) fill(ctx context.Context, c container.InspectResponse, files files) (provider.Machine, error) {
+	if stateOf(c.State) == provider.Created {
+		if err := h.copyFiles(ctx, c.ID, files); err != nil {
+			return provider.Machine{}, err
+		}
+	}
+	return h.machine(ctx, c)
 }
 
 // obtain returns the container of that name, whoever made it and owns it.
-func (p *Provider) obtain(ctx context.Context, s provider.Spec) (container.InspectResponse, error) {
-	c, err := p.inspect(ctx, s.Name)
+func (h *host) obtain(ctx context.Context, s provider.Spec) (container.InspectResponse, error) {
+	c, err := h.inspect(ctx, s.Name)
 	if err == nil || !notFound(err) {
 		return c, err
 	}
-	err = p.newContainer(ctx, s)
+	err = h.newContainer(ctx, s)
 	if err != nil && !cerrdefs.IsConflict(err) {
 		return c, err
 	}
 	// Made, or another process is making it, or a foreign one has just got the
 	// name. The engine gives a name away before it shows the container.
 	for range nameAttempts {
-		c, inspectErr := p.inspect(ctx, s.Name)
+		c, inspectErr := h.inspect(ctx, s.Name)
 		if inspectErr == nil || !notFound(inspectErr) {
 			return c, inspectErr
 		}
 		select {
 		case <-ctx.Done():
 			return c, ctx.Err()
-		case <-p.o.Clock.After(namePause):
+		case <-h.p.o.Clock.After(namePause):
 		}
 	}
 	if err != nil {
@@ -86,25 +162,25 @@ func (p *Provider) obtain(ctx context.Context, s provider.Spec) (container.Inspe
 	return c, fmt.Errorf("it vanished right after its creation: %w", provider.ErrNotFound)
 }
 
-func (p *Provider) newContainer(ctx context.Context, s provider.Spec) error {
-	image, err := p.o.image(s.ServerVersion)
+func (h *host) newContainer(ctx context.Context, s provider.Spec) error {
+	image, err := h.p.o.image(s.ServerVersion)
 	if err != nil {
 		return err
 	}
-	host, err := p.capacity(ctx)
+	host, err := h.capacity(ctx)
 	if err != nil {
 		return err
 	}
-	r, err := p.o.render(s, image, host)
+	r, err := h.p.o.render(s, image, host)
 	if err != nil {
 		return err
 	}
-	if err := p.ensureImage(ctx, image, host.host); err != nil {
+	if err := h.ensureImage(ctx, image); err != nil {
 		return err
 	}
 	var created container.CreateResponse
-	err = p.call(ctx, "create", p.o.CallTimeout, func(ctx context.Context) (err error) {
-		created, err = p.api.ContainerCreate(ctx, r.Config, r.HostConfig, r.Network, nil, s.Name)
+	err = h.call(ctx, "create", h.p.o.CallTimeout, func(ctx context.Context) (err error) {
+		created, err = h.api.ContainerCreate(ctx, r.Config, r.HostConfig, r.Network, nil, s.Name)
 		return err
 	})
 	switch {
@@ -114,7 +190,7 @@ func (p *Provider) newContainer(ctx context.Context, s provider.Spec) error {
 		return fmt.Errorf("create container: %w", err)
 	}
 	for _, w := range created.Warnings {
-		p.o.Logger.WarnContext(ctx, "docker engine warns about a machine", "node", s.Name, "pool", s.Pool, "host", host.host, "warning", w)
+		h.p.o.Logger.WarnContext(ctx, "docker engine warns about a machine", "node", s.Name, "pool", s.Pool, "host", host.host, "warning", w)
 	}
 	return nil
 }
@@ -133,13 +209,13 @@ func owner(c container.InspectResponse, s provider.Spec) error {
 	return fmt.Errorf("%w: container %.12s belongs to cluster %s, claim %s, epoch %s", provider.ErrNameTaken, c.ID, got.Cluster, got.ClaimID, got.Epoch)
 }
 
-func (p *Provider) copyToken(ctx context.Context, id, token string) error {
-	archive, err := tokenArchive(token, p.o.Clock.Now())
+func (h *host) copyFiles(ctx context.Context, id string, files files) error {
+	archive, err := files.archive(h.p.o.Clock.Now())
 	if err != nil {
 		return err
 	}
-	err = p.call(ctx, "copy", p.o.CallTimeout, func(ctx context.Context) error {
-		return p.api.CopyToContainer(ctx, id, "/", bytes.NewReader(archive), container.CopyToContainerOptions{})
+	err = h.call(ctx, "copy", h.p.o.CallTimeout, func(ctx context.Context) error {
+		return h.api.CopyToContainer(ctx, id, "/", bytes.NewReader(archive), container.CopyToContainerOptions{})
 	})
 	if err != nil {
 		return fmt.Errorf("copy the join token into the container: %w", err)

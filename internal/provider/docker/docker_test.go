@@ -215,7 +215,7 @@ func TestTokenFileIsReadStrictlyAndNeverQuoted(t *testing.T) {
 
 func TestTokenArchiveHoldsAFileForRootAlone(t *testing.T) {
 	t.Parallel()
-	archive, err := tokenArchive(testToken, time.Unix(0, 0))
+	archive, err := files{token: testToken}.archive(time.Unix(0, 0))
 	require.NoError(t, err)
 	r := tar.NewReader(bytes.NewReader(archive))
 	dir, err := r.Next()
@@ -306,8 +306,14 @@ func TestOptionsAreValidatedTogether(t *testing.T) {
 	require.NoError(t, options(t).Validate())
 
 	bad := Options{
-		Cluster: "Home", ServerURL: "http://x", TokenFile: "", Engine: "ssh://host", Image: "rancher/k3s:latest",
-		TLS:             TLS{CAFile: filepath.Join(t.TempDir(), "absent"), KeyFile: filepath.Join(t.TempDir(), "absent")},
+		Cluster: "Home", ServerURL: "http://x", TokenFile: "", Image: "rancher/k3s:latest",
+		Hosts: []Host{
+			{Name: "a", Address: "tcp://a:2376", TLS: TLS{CAFile: filepath.Join(t.TempDir(), "absent"), KeyFile: filepath.Join(t.TempDir(), "absent")}},
+			{Name: "a", Address: "ssh://b", MaxNodes: -1}, {Name: "c", Address: "ftp://c"}, {Address: "unix:///d", SSH: SSH{KeyFile: "x"}},
+			{Name: "e", Address: "ssh://me@e"},
+		},
+		Placement:       "anywhere",
+		GPUs:            "some",
 		Pull:            "sometimes",
 		Env:             map[string]string{"K3S_TOKEN": "x"},
 		Mounts:          []string{"relative:/x", "/a:/run/x", "/a:/etc/k3s-autoscaler:ro", "/etc/registries.yaml:/etc/rancher/k3s/registries.yaml:ro"},
@@ -322,7 +328,10 @@ func TestOptionsAreValidatedTogether(t *testing.T) {
 	}
 	err := bad.Validate()
 	for _, want := range []string{
-		`cluster: is "Home"`, `server URL: is "http://x"`, "token file: is not set", `engine: is "ssh://host"`, "image: the tag",
+		`cluster: is "Home"`, `server URL: is "http://x"`, "token file: is not set", "image: the tag",
+		"host a: tls: stat", `host a: "a" stands here twice`, `host a: address is "ssh://b", expected ssh://user@host`, "host a: max nodes is -1",
+		`host c: address is "ftp://c"`, "host unix:///d: has no name", "host unix:///d: has settings of SSH",
+		"host e: ssh: key file: is required", "known hosts file: is required", `placement: is "anywhere"`, `gpus: is "some"`,
 		"tls: stat", "tls: expected both", "pull: is", "env: \"K3S_TOKEN\"", "mounts: is \"relative", "has /run for itself", "has /etc/k3s-autoscaler for itself", "limits: cpu: is -2", "stop grace: is 1ms", "container labels", "ulimits",
 		"--token is set by", "--node-name is set by", "system-reserved is set by", "max-pods is set by", "memory.available",
 	} {

@@ -50,6 +50,10 @@ func scriptedEngine(t *testing.T, script map[string]answer) Options {
 				return
 			}
 			path := strings.TrimPrefix(r.URL.Path, "/v1.41")
+			if _, ok := script["GET /containers/json"]; !ok && path == "/containers/json" {
+				_, _ = w.Write([]byte("[]"))
+				return
+			}
 			a, ok := script[r.Method+" "+path]
 			if !ok {
 				a = answer{http.StatusNotFound, `{"message":"No such container"}`}
@@ -64,7 +68,7 @@ func scriptedEngine(t *testing.T, script map[string]answer) Options {
 	server.Start()
 	t.Cleanup(server.Close)
 	o := options(t)
-	o.Engine = "unix://" + socket
+	o.Hosts = []Host{{Address: "unix://" + socket}}
 	return o
 }
 
@@ -135,7 +139,7 @@ func TestCreateExplainsWhatTheEngineSays(t *testing.T) {
 		"host is too small": {
 			script: map[string]answer{"GET /info": {200, `{"Name":"pi4","NCPU":1,"MemTotal":8589938688}`}},
 			is:     provider.ErrRefused,
-			says:   []string{"create machine small-abcdefghij", "host pi4 has 1000m"},
+			says:   []string{"create machine small-abcdefghij", "has 1000m of CPU, less than the 1500m of the machine"},
 		},
 		"engine does not know its machine": {
 			script: map[string]answer{"GET /info": {200, `{}`}},
@@ -196,10 +200,10 @@ func TestCreateIsRefusedForAnotherCluster(t *testing.T) {
 func TestEngineThatIsAwayIsNamedAndCounted(t *testing.T) {
 	t.Parallel()
 	o := options(t)
-	o.Engine = "unix://" + filepath.Join(t.TempDir(), "absent.sock")
+	o.Hosts = []Host{{Address: "unix://" + filepath.Join(t.TempDir(), "absent.sock")}}
 	p := newProvider(t, o)
 	_, err := p.List(t.Context())
-	require.ErrorContains(t, err, "the Docker engine at "+o.Engine+" is not reachable, is it running?")
+	require.ErrorContains(t, err, "the Docker engine at "+o.Hosts[0].Address+" is not reachable, is it running?")
 	require.InDelta(t, 1, testutil.ToFloat64(p.metrics.errors.WithLabelValues("list", kindUnreachable)), 0)
 	require.Error(t, p.Start(t.Context(), "x"))
 	require.Error(t, p.Stop(t.Context(), "x"))
@@ -222,7 +226,7 @@ func TestCallerThatGivesUpIsNoFailureOfTheEngine(t *testing.T) {
 func TestEngineThatDoesNotAnswerInTimeIsATimeout(t *testing.T) {
 	t.Parallel()
 	p := newProvider(t, scriptedEngine(t, nil))
-	err := p.call(t.Context(), "info", time.Nanosecond, func(ctx context.Context) error {
+	err := p.hosts[0].call(t.Context(), "info", time.Nanosecond, func(ctx context.Context) error {
 		<-ctx.Done()
 		return ctx.Err()
 	})
@@ -245,7 +249,7 @@ func TestBeginningOfAnIDIsNoName(t *testing.T) {
 
 func TestStartSaysThatTheNetworkIsMissing(t *testing.T) {
 	t.Parallel()
-	archive, err := tokenArchive(testToken, time.Unix(0, 0))
+	archive, err := files{token: testToken}.archive(time.Unix(0, 0))
 	require.NoError(t, err)
 	const id = "/containers/0123456789abcdef"
 	p := newProvider(t, scriptedEngine(t, map[string]answer{

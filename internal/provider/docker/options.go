@@ -1,6 +1,7 @@
 package docker
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -9,6 +10,7 @@ import (
 	"path"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -69,7 +71,39 @@ const (
 	PullNever   Pull = "never"   // the operator loads it
 )
 
-// Options of a Provider: one engine, one cluster. Cluster, ServerURL and
+// Host is one Docker engine.
+type Host struct {
+	// Name is what records and metrics call it. With one host it may be empty:
+	// then it is what the engine calls its machine.
+	Name string
+	// Address is the engine's, e.g. unix:///var/run/docker.sock,
+	// tcp://10.0.0.7:2376 or ssh://user@10.0.0.7.
+	Address string
+	TLS     TLS // for tcp://
+	SSH     SSH // for ssh://
+	// MaxNodes of the pool on this host; 0: as many as there is room for.
+	MaxNodes int
+	// MaxParallel is how many machines are created or started at a time, by all
+	// pools together. Default DefaultParallel.
+	MaxParallel int
+	// CPUMilli and MemoryBytes are what our machines may have of the host
+	// together. 0: what the engine says that its host has.
+	CPUMilli, MemoryBytes int64
+}
+
+// DefaultParallel is how many machines a host is busy with at a time.
+const DefaultParallel = 3
+
+// Placement is how a host is chosen among those that have room.
+type Placement string
+
+// Values of Placement.
+const (
+	Spread Placement = "spread" // the one with the fewest nodes of the pool
+	Pack   Placement = "pack"   // the one that is used most
+)
+
+// Options of a Provider: one pool's engines, one cluster. Cluster, ServerURL and
 // TokenFile are required.
 type Options struct {
 	Cluster string
@@ -79,11 +113,18 @@ type Options struct {
 	// rotated token needs no restart.
 	TokenFile string
 
-	// Engine is the engine's address, e.g. unix:///var/run/docker.sock or
-	// tcp://10.0.0.7:2376. Default: the environment variable DOCKER_HOST, or the
-	// local socket.
-	Engine string
-	TLS    TLS // needs tcp://
+	// Hosts that machines are made on. Default: the one of the environment
+	// variable DOCKER_HOST, or the local socket.
+	Hosts []Host
+	// Placement chooses among them. Default Spread.
+	Placement Placement
+	// FormerPools are names under which machines were made that count with those
+	// of the pool now.
+	FormerPools []string
+	// Engines are shared by the providers of a process, so that they see each
+	// other's machines before the engine shows them, and share limits and circuit
+	// breakers. Default: its own.
+	Engines *Engines
 
 	// Image is a reference with a k3s version for its tag, or ImageAuto, which is
 	// the default.
@@ -105,9 +146,14 @@ type Options struct {
 	// Env is added to the container's environment, which whoever may inspect the
 	// container can read.
 	Env map[string]string
-	// Mounts are bind mounts as Docker writes them, /host/path:/path[:ro], e.g. of
-	// a registries.yaml.
+	// Mounts are bind mounts as Docker writes them, /host/path:/path[:ro].
 	Mounts []string
+	// RegistriesFile is a registries.yaml of this process's machine. Its content is
+	// put into each container: nothing of it need be on the engine's host.
+	RegistriesFile string
+	// GPUs that a container gets, as docker run --gpus takes them: "all", a number,
+	// or device=ID,ID. Empty: none.
+	GPUs string
 	// ContainerLabels are put on the container beside our own.
 	ContainerLabels map[string]string
 	// Ulimits of the container. Default: the engine's.
@@ -126,7 +172,7 @@ type Options struct {
 var (
 	clusterName = regexp.MustCompile(`^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$`)
 
-	engineSchemes = []string{"unix", "tcp", "http", "https", "npipe"}
+	engineSchemes = []string{"unix", "tcp", "ssh", "http", "https", "npipe"}
 
 	// ownFlags are set by the provider: a second value would contradict what it
 	// has promised to its caller.
@@ -139,11 +185,21 @@ var (
 
 // withDefaults returns o with every documented default filled in.
 func (o Options) withDefaults() Options {
-	if o.Engine == "" {
-		o.Engine = os.Getenv(client.EnvOverrideHost)
+	if len(o.Hosts) == 0 {
+		o.Hosts = []Host{{}}
 	}
-	if o.Engine == "" {
-		o.Engine = client.DefaultDockerHost
+	o.Hosts = slices.Clone(o.Hosts)
+	for i := range o.Hosts {
+		h := &o.Hosts[i]
+		if len(o.Hosts) == 1 {
+			setDefault(&h.Address, os.Getenv(client.EnvOverrideHost))
+			setDefault(&h.Address, client.DefaultDockerHost)
+		}
+		setDefault(&h.MaxParallel, DefaultParallel)
+	}
+	setDefault(&o.Placement, Spread)
+	if o.Engines == nil {
+		o.Engines = NewEngines()
 	}
 	setDefault(&o.Image, ImageAuto)
 	setDefault(&o.Repository, DefaultRepository)
@@ -185,13 +241,14 @@ func (o Options) Validate() error {
 	if _, err := readToken(o.TokenFile); err != nil {
 		errs = append(errs, err)
 	}
-	if u, err := url.Parse(o.Engine); err != nil || !slices.Contains(engineSchemes, u.Scheme) {
-		wrong("engine", "is %q, expected an address with one of the schemes %v", o.Engine, engineSchemes)
+	errs = append(errs, o.validateHosts())
+	if !slices.Contains([]Placement{Spread, Pack}, o.Placement) {
+		wrong("placement", "is %q, expected %s or %s", o.Placement, Spread, Pack)
 	}
 	if !slices.Contains([]Pull{PullMissing, PullAlways, PullNever}, o.Pull) {
 		wrong("pull", "is %q, expected %s, %s or %s", o.Pull, PullMissing, PullAlways, PullNever)
 	}
-	errs = append(errs, o.TLS.validate(), o.validateImage(), o.validateContainer())
+	errs = append(errs, o.validateImage(), o.validateContainer())
 	for _, n := range []struct {
 		name  string
 		value int64
@@ -206,6 +263,51 @@ func (o Options) Validate() error {
 	}{{"stop grace", o.StopGrace}, {"call timeout", o.CallTimeout}, {"pull timeout", o.PullTimeout}} {
 		if d.value < time.Second {
 			wrong(d.name, "is %s, expected at least 1s", d.value)
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// validateHosts looks at the hosts and the files that reach them.
+func (o Options) validateHosts() error {
+	var errs []error
+	seen := map[string]bool{}
+	for i, h := range o.Hosts {
+		wrong := func(format string, args ...any) {
+			errs = append(errs, fmt.Errorf("host %s: %s", cmp.Or(h.Name, h.Address, strconv.Itoa(i)), fmt.Sprintf(format, args...)))
+		}
+		u, err := url.Parse(h.Address)
+		switch {
+		case err != nil || !slices.Contains(engineSchemes, u.Scheme):
+			wrong("address is %q, expected one with one of the schemes %v", h.Address, engineSchemes)
+		case u.Scheme == "ssh" && (u.User.Username() == "" || u.Hostname() == ""):
+			wrong("address is %q, expected ssh://user@host", h.Address)
+		case u.Scheme == "ssh":
+			if err := h.SSH.validate(); err != nil {
+				wrong("%v", err)
+			}
+		case h.SSH != SSH{}:
+			wrong("has settings of SSH, but its address does not begin with ssh://")
+		}
+		if err := h.TLS.validate(); err != nil {
+			wrong("%v", err)
+		}
+		if h.Name == "" && len(o.Hosts) > 1 {
+			wrong("has no name, expected one for each of several hosts")
+		}
+		for _, one := range []string{h.Name, h.Address} {
+			if one != "" && seen[one] {
+				wrong("%q stands here twice, expected a name and an engine of its own for each host", one)
+			}
+			seen[one] = true
+		}
+		for _, n := range []struct {
+			name  string
+			value int64
+		}{{"max nodes", int64(h.MaxNodes)}, {"max parallel", int64(h.MaxParallel)}, {"cpu", h.CPUMilli}, {"memory", h.MemoryBytes}} {
+			if n.value < 0 {
+				wrong("%s is %d, expected 0 or more", n.name, n.value)
+			}
 		}
 	}
 	return errors.Join(errs...)
@@ -244,7 +346,16 @@ func (o Options) validateContainer() error {
 			}
 		}
 	}
-	return errors.Join(append(errs, validateArgs(o.ExtraArgs))...)
+	if o.RegistriesFile != "" {
+		for _, m := range o.Mounts {
+			if parts := strings.Split(m, ":"); len(parts) > 1 && path.Clean(parts[1]) == registriesPath {
+				wrong("mounts", "%q and the registries file both want to be %s, expected one of them", m, registriesPath)
+			}
+		}
+	}
+	_, registriesErr := readRegistries(o.RegistriesFile)
+	_, gpusErr := parseGPUs(o.GPUs)
+	return errors.Join(append(errs, registriesErr, gpusErr, validateArgs(o.ExtraArgs))...)
 }
 
 func (t TLS) validate() error {

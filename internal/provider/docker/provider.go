@@ -17,125 +17,168 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/docker/docker/api/types/container"
-	"github.com/docker/docker/api/types/filters"
 	"github.com/docker/docker/api/types/system"
-	"github.com/docker/docker/client"
 
 	"github.com/k3s-autoscaler/k3s-autoscaler/internal/provider"
+	"github.com/k3s-autoscaler/k3s-autoscaler/internal/resilience"
 )
 
-// Provider is a provider.NodeProvider on one Docker engine. It is safe for
-// concurrent use, and so are several of them, in several processes, on one
-// engine.
+// Provider is a provider.NodeProvider on the Docker engines of one pool. It is
+// safe for concurrent use, and so are several of them, in several processes, on
+// the same engines.
 type Provider struct {
 	o       Options
-	api     *client.Client
+	hosts   []*host
 	metrics metrics
-
-	mu   sync.Mutex
-	host string // the engine's name for its machine, once known
 }
 
-var _ provider.NodeProvider = (*Provider)(nil)
+var (
+	_ provider.NodeProvider = (*Provider)(nil)
+	_ provider.Placer       = (*Provider)(nil)
+)
 
-// New validates o and makes a Provider. It does not call the engine, which may
+// host is an engine as one pool uses it.
+type host struct {
+	Host
+	*engine
+	p *Provider
+}
+
+// New validates o and makes a Provider. It does not call the engines, which may
 // come later.
 func New(o Options) (*Provider, error) {
 	if err := o.Validate(); err != nil {
 		return nil, fmt.Errorf("docker provider: %w", err)
 	}
 	o = o.withDefaults()
-	opts := []client.Opt{client.WithHost(o.Engine), client.WithAPIVersionNegotiation(), client.WithUserAgent("k3s-autoscaler")}
-	if o.TLS != (TLS{}) {
-		opts = append(opts, client.WithTLSClientConfig(o.TLS.CAFile, o.TLS.CertFile, o.TLS.KeyFile))
-	}
-	api, err := client.NewClientWithOpts(opts...)
-	if err != nil {
-		return nil, fmt.Errorf("docker provider: prepare the client of %s: %w", o.Engine, err)
-	}
 	m, err := newMetrics(o.Registerer)
 	if err != nil {
 		return nil, fmt.Errorf("docker provider: register metrics: %w", err)
 	}
-	return &Provider{o: o, api: api, metrics: m}, nil
+	p := &Provider{o: o, metrics: m}
+	for _, h := range o.Hosts {
+		e, err := o.Engines.get(h, o.Logger, o.Registerer, o.Clock)
+		if err != nil {
+			return nil, fmt.Errorf("docker provider: %w", err)
+		}
+		p.hosts = append(p.hosts, &host{Host: h, engine: e, p: p})
+	}
+	return p, nil
 }
 
-// Close ends idle connections to the engine.
-func (p *Provider) Close() error { return p.api.Close() }
+// Close ends the connections to the engines. Those of other pools that share
+// them are made anew at their next call.
+func (p *Provider) Close() error {
+	var errs []error
+	for _, h := range p.hosts {
+		errs = append(errs, h.close())
+	}
+	return errors.Join(errs...)
+}
 
 // Get implements provider.NodeProvider.
 func (p *Provider) Get(ctx context.Context, name string) (provider.Machine, error) {
-	c, err := p.ours(ctx, name)
+	found, err := p.ours(ctx, name, enough)
 	if err != nil {
 		return provider.Machine{}, err
 	}
-	return p.machine(ctx, c)
+	return found[0].h.machine(ctx, found[0].c)
 }
 
-// List implements provider.NodeProvider. The machines are ordered by name; those
-// of all pools of the cluster on this engine are among them.
-func (p *Provider) List(ctx context.Context) ([]provider.Machine, error) {
-	var found []container.Summary
-	err := p.call(ctx, "list", p.o.CallTimeout, func(ctx context.Context) (err error) {
-		found, err = p.api.ContainerList(ctx, container.ListOptions{
-			All:     true,
-			Filters: filters.NewArgs(filters.Arg("label", LabelCluster+"="+p.o.Cluster)),
+// sighting is a container on a host.
+type sighting struct {
+	h *host
+	c container.InspectResponse
+}
+
+// How long look waits for hosts that have not answered yet.
+const (
+	everywhere = false // all of them
+	enough     = true  // until a running machine was found: there is only one
+)
+
+// look asks all hosts for the containers of that name, whoever owns them. A
+// running one comes first, then one that has run; else the order is that of the
+// hosts. The error is a *provider.HostsError when not all of them answered, or
+// none has one; what was found comes with it.
+func (p *Provider) look(ctx context.Context, name string, soon bool) ([]sighting, error) {
+	asking, stop := context.WithCancel(ctx)
+	defer stop()
+	seen := make([]*container.InspectResponse, len(p.hosts))
+	errs := make([]error, len(p.hosts))
+	var wg sync.WaitGroup
+	var stopped atomic.Bool
+	for i, h := range p.hosts {
+		wg.Go(func() {
+			c, err := h.inspect(asking, name)
+			switch {
+			case err == nil:
+				seen[i] = &c
+				if soon && stateOf(c.State) == provider.Running && c.Config.Labels[LabelCluster] == p.o.Cluster {
+					stopped.Store(true)
+					stop()
+				}
+			case !notFound(err):
+				errs[i] = err
+			}
 		})
-		return err
-	})
-	if err != nil {
-		return nil, fmt.Errorf("list containers of cluster %s: %w", p.o.Cluster, err)
 	}
-	host, err := p.hostName(ctx)
-	if err != nil {
-		return nil, err
+	wg.Wait()
+	if err := ctx.Err(); err != nil {
+		return nil, fmt.Errorf("look for container %s: %w", name, err)
 	}
-	machines := make([]provider.Machine, 0, len(found))
-	for _, c := range found {
-		m := machineOf(c.Labels)
-		m.ID, m.Host, m.Image, m.CreatedAt = c.ID, host, c.Image, time.Unix(c.Created, 0).UTC()
-		for _, n := range c.Names {
-			// A container has further names, with two slashes, where it is linked to.
-			if n = strings.TrimPrefix(n, "/"); !strings.Contains(n, "/") {
-				m.Name = n
-			}
+	absence := &provider.HostsError{What: "machine " + name}
+	var found []sighting
+	for i, h := range p.hosts {
+		switch {
+		case errs[i] != nil:
+			absence.Missing = append(absence.Missing, provider.MissingHost{Name: h.label, Err: errs[i]})
+			continue
+		case seen[i] != nil:
+			found = append(found, sighting{h, *seen[i]})
 		}
-		switch c.State {
-		case container.StateCreated:
-			m.State = provider.Created
-		case container.StateRunning, container.StatePaused, container.StateRestarting:
-			m.State = provider.Running
-		default: // the list has no exit code
-			if m, err = p.Get(ctx, m.Name); errors.Is(err, provider.ErrNotFound) {
-				continue
-			} else if err != nil {
-				return nil, err
-			}
-		}
-		machines = append(machines, m)
+		absence.Answered = append(absence.Answered, h.names()...)
 	}
-	slices.SortFunc(machines, func(a, b provider.Machine) int { return cmp.Compare(a.Name, b.Name) })
-	return machines, nil
+	slices.SortStableFunc(found, func(a, b sighting) int { return cmp.Compare(rank(b.c), rank(a.c)) })
+	if len(found) > 0 && (stopped.Load() || len(absence.Missing) == 0) {
+		return found, nil
+	}
+	return found, absence
 }
 
-// ours returns the container of that name if it belongs to this cluster, or
-// ErrNotFound.
-func (p *Provider) ours(ctx context.Context, name string) (container.InspectResponse, error) {
-	c, err := p.inspect(ctx, name)
-	if err == nil && c.Config.Labels[LabelCluster] != p.o.Cluster {
-		return c, fmt.Errorf("container %s is not ours: %w", name, provider.ErrNotFound)
+// rank orders the copies of a machine by how far they came.
+func rank(c container.InspectResponse) int {
+	return slices.Index([]provider.State{provider.Created, provider.Exited, provider.Running}, stateOf(c.State))
+}
+
+// ours returns the containers of that name that belong to this cluster, at least
+// one, or a *provider.HostsError. One is enough: what hosts that do not answer
+// have does not matter then.
+func (p *Provider) ours(ctx context.Context, name string, soon bool) ([]sighting, error) {
+	found, err := p.look(ctx, name, soon)
+	found = slices.DeleteFunc(found, func(s sighting) bool { return s.c.Config.Labels[LabelCluster] != p.o.Cluster })
+	if len(found) > 0 {
+		return found, nil
 	}
-	return c, err
+	if err == nil {
+		all := &provider.HostsError{What: "machine " + name}
+		for _, h := range p.hosts {
+			all.Answered = append(all.Answered, h.names()...)
+		}
+		err = all
+	}
+	return nil, err
 }
 
 // inspect returns the container of that name, whoever owns it, or ErrNotFound.
-func (p *Provider) inspect(ctx context.Context, name string) (container.InspectResponse, error) {
+func (h *host) inspect(ctx context.Context, name string) (container.InspectResponse, error) {
 	var c container.InspectResponse
-	err := p.call(ctx, "inspect", p.o.CallTimeout, func(ctx context.Context) (err error) {
-		c, err = p.api.ContainerInspect(ctx, name)
+	err := h.call(ctx, "inspect", h.p.o.CallTimeout, func(ctx context.Context) (err error) {
+		c, err = h.api.ContainerInspect(ctx, name)
 		return err
 	})
 	switch {
@@ -151,8 +194,8 @@ func (p *Provider) inspect(ctx context.Context, name string) (container.InspectR
 	return c, nil
 }
 
-func (p *Provider) machine(ctx context.Context, c container.InspectResponse) (provider.Machine, error) {
-	host, err := p.hostName(ctx)
+func (h *host) machine(ctx context.Context, c container.InspectResponse) (provider.Machine, error) {
+	host, err := h.hostName(ctx)
 	if err != nil {
 		return provider.Machine{}, err
 	}
@@ -187,23 +230,39 @@ func stateOf(s *container.State) provider.State {
 	return provider.Exited
 }
 
-func (p *Provider) hostName(ctx context.Context) (string, error) {
-	p.mu.Lock()
-	known := p.host
-	p.mu.Unlock()
+// hostName is what records call the host.
+func (h *host) hostName(ctx context.Context) (string, error) {
+	if h.Name != "" {
+		return h.Name, nil
+	}
+	h.mu.Lock()
+	known := h.hostname
+	h.mu.Unlock()
 	if known != "" {
 		return known, nil
 	}
-	c, err := p.capacity(ctx)
+	c, err := h.capacity(ctx)
 	return c.host, err
+}
+
+// names are all that records may call the host: it may have got its name after
+// its first machines.
+func (h *host) names() []string {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	names := []string{h.label}
+	if h.hostname != "" && h.hostname != h.label {
+		names = append(names, h.hostname)
+	}
+	return names
 }
 
 // capacity asks the engine for its machine. It is asked for each machine made,
 // since a virtual host may have been resized.
-func (p *Provider) capacity(ctx context.Context) (capacity, error) {
+func (h *host) capacity(ctx context.Context) (capacity, error) {
 	var info system.Info
-	err := p.call(ctx, "info", p.o.CallTimeout, func(ctx context.Context) (err error) {
-		info, err = p.api.Info(ctx)
+	err := h.call(ctx, "info", h.p.o.CallTimeout, func(ctx context.Context) (err error) {
+		info, err = h.api.Info(ctx)
 		return err
 	})
 	if err != nil {
@@ -212,21 +271,41 @@ func (p *Provider) capacity(ctx context.Context) (capacity, error) {
 	if info.NCPU <= 0 || info.MemTotal <= 0 {
 		return capacity{}, fmt.Errorf("ask the Docker engine for its capacity: it says %d CPUs and %d bytes of memory", info.NCPU, info.MemTotal)
 	}
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	p.host = info.Name
-	return capacity{host: info.Name, cpus: info.NCPU, memoryBytes: info.MemTotal}, nil
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.hostname = info.Name
+	return capacity{host: cmp.Or(h.Name, info.Name), cpus: info.NCPU, memoryBytes: info.MemTotal}, nil
 }
 
-// call bounds one call to the engine, explains its failure and counts it.
-func (p *Provider) call(ctx context.Context, operation string, timeout time.Duration, fn func(context.Context) error) error {
+// call makes one call to the engine, unless its circuit breaker is open.
+func (h *host) call(ctx context.Context, operation string, timeout time.Duration, fn func(context.Context) error) error {
+	var outcome error
+	err := h.breaker.Do(func() error {
+		outcome = h.direct(ctx, operation, timeout, fn)
+		switch {
+		case outcome == nil || expected(outcome):
+			return nil
+		case ctx.Err() != nil:
+			return context.Canceled // the caller gave up, which says nothing
+		}
+		return outcome
+	})
+	var open *resilience.OpenError
+	if errors.As(err, &open) {
+		return &noAnswerError{open}
+	}
+	return outcome
+}
+
+// direct bounds one call to the engine, explains its failure and counts it.
+func (h *host) direct(ctx context.Context, operation string, timeout time.Duration, fn func(context.Context) error) error {
 	bounded, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
 	err := fn(bounded)
 	if err == nil || expected(err) || ctx.Err() != nil {
 		return err
 	}
-	kind, err := p.explain(err)
-	p.metrics.errors.WithLabelValues(operation, kind).Inc()
+	kind, err := h.explain(err)
+	h.p.metrics.errors.WithLabelValues(operation, kind).Inc()
 	return err
 }

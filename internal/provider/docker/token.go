@@ -11,6 +11,8 @@ import (
 	"strings"
 	"time"
 	"unicode"
+
+	"sigs.k8s.io/yaml"
 )
 
 const (
@@ -19,6 +21,11 @@ const (
 	tokenPath = "/etc/k3s-autoscaler/token"
 
 	maxTokenBytes = 4096
+
+	// registriesPath is where k3s looks for mirrors and credentials of registries.
+	registriesPath = "/etc/rancher/k3s/registries.yaml"
+
+	maxRegistriesBytes = 1 << 20
 )
 
 // readToken reads a join token: one line, without spaces. The error never
@@ -48,21 +55,68 @@ func readToken(file string) (string, error) {
 	return token, nil
 }
 
-// tokenArchive is a tar archive, to be unpacked in /, of the token as a file
-// that root alone may read.
-func tokenArchive(token string, now time.Time) ([]byte, error) {
+// files are what is put into a container before its first start.
+type files struct {
+	token      string
+	registries []byte // nil: none
+}
+
+// files reads them from their sources.
+func (o Options) files() (files, error) {
+	token, err := readToken(o.TokenFile)
+	if err != nil {
+		return files{}, err
+	}
+	registries, err := readRegistries(o.RegistriesFile)
+	return files{token: token, registries: registries}, err
+}
+
+// readRegistries reads a registries.yaml as k3s takes it; "" is none. The error
+// never holds what was read: it may be credentials.
+func readRegistries(file string) ([]byte, error) {
+	if file == "" {
+		return nil, nil
+	}
+	content, err := os.ReadFile(file)
+	if err != nil {
+		return nil, fmt.Errorf("registries file: %w", err)
+	}
+	var known struct {
+		Mirrors map[string]any `json:"mirrors"`
+		Configs map[string]any `json:"configs"`
+		Auths   map[string]any `json:"auths"`
+	}
+	switch err := yaml.UnmarshalStrict(content, &known); {
+	case len(content) > maxRegistriesBytes:
+		return nil, fmt.Errorf("registries file: %s is longer than %d bytes", file, maxRegistriesBytes)
+	case err != nil:
+		return nil, fmt.Errorf("registries file: %s is no registries.yaml of k3s, expected YAML with mirrors and configs", file)
+	case len(known.Mirrors)+len(known.Configs)+len(known.Auths) == 0:
+		return nil, fmt.Errorf("registries file: %s has neither mirrors nor configs", file)
+	}
+	return content, nil
+}
+
+// archive is a tar archive, to be unpacked in /, of files that root alone may
+// read.
+func (f files) archive(now time.Time) ([]byte, error) {
 	var b bytes.Buffer
 	w := tar.NewWriter(&b)
-	dir := path.Dir(tokenPath)
-	err := errors.Join(
-		w.WriteHeader(&tar.Header{Typeflag: tar.TypeDir, Name: strings.TrimPrefix(dir, "/") + "/", Mode: 0o700, ModTime: now}),
-		w.WriteHeader(&tar.Header{Typeflag: tar.TypeReg, Name: strings.TrimPrefix(tokenPath, "/"), Mode: 0o400, Size: int64(len(token)), ModTime: now}),
-	)
-	if err == nil {
-		_, err = io.WriteString(w, token)
+	var errs []error
+	add := func(file string, dirMode int64, content []byte) {
+		name := strings.TrimPrefix(file, "/")
+		errs = append(errs,
+			w.WriteHeader(&tar.Header{Typeflag: tar.TypeDir, Name: path.Dir(name) + "/", Mode: dirMode, ModTime: now}),
+			w.WriteHeader(&tar.Header{Typeflag: tar.TypeReg, Name: name, Mode: 0o400, Size: int64(len(content)), ModTime: now}))
+		_, err := w.Write(content)
+		errs = append(errs, err)
 	}
-	if err = errors.Join(err, w.Close()); err != nil {
-		return nil, fmt.Errorf("pack the join token: %w", err)
+	add(tokenPath, 0o700, []byte(f.token))
+	if f.registries != nil {
+		add(registriesPath, 0o755, f.registries)
+	}
+	if err := errors.Join(append(errs, w.Close())...); err != nil {
+		return nil, fmt.Errorf("pack the files of the machine: %w", err)
 	}
 	return b.Bytes(), nil
 }
