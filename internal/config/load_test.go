@@ -36,7 +36,11 @@ func TestLoadReadsEveryKeyOfTheFullFile(t *testing.T) {
 	require.Equal(t, "k3s", workers.Docker.Network)
 	ci, _ := home.Pool("ci")
 	require.Equal(t, CPU(500), ci.CPU)
-	require.FileExists(t, ci.Docker.TLS.KeyFile)
+	require.Len(t, ci.Docker.Engines(), 2)
+	require.FileExists(t, ci.Docker.Hosts[0].TLS.KeyFile)
+	require.Equal(t, CPU(12000), *ci.Docker.Hosts[0].CPU)
+	require.Equal(t, 3, ci.Docker.Hosts[1].MaxParallel)
+	require.FileExists(t, ci.Docker.Hosts[1].SSH.KnownHostsFile)
 	require.Equal(t, []Matcher{
 		{Label: "alertname", Op: "=", Value: "QueueBacklog"},
 		{Label: "severity", Op: "=~", Value: "warning|critical"},
@@ -89,7 +93,7 @@ func TestAPoolOfDockerGetsItsDefaultsWithoutABlock(t *testing.T) {
 	require.NoError(t, err)
 	d := c.Clusters[0].Pools[0].Docker
 	require.NotNil(t, d)
-	require.Equal(t, "unix:///var/run/docker.sock", d.Host)
+	require.Equal(t, []DockerHost{{Host: "unix:///var/run/docker.sock"}}, d.Engines())
 	require.Equal(t, ImageAuto, d.Image)
 	require.Equal(t, "missing", d.Pull)
 	require.Equal(t, InCluster, c.Clusters[0].Kubeconfig)

@@ -202,7 +202,8 @@ func (p *product) poolYAML(pl pool) string {
         scale_up: {cooldown: %s}
         scale_down: {unneeded: %s, delay_after_add: 2s, delay_after_failure: 2s, cooldown: 1s, stabilization: %s, min_lifetime: 1s, flap: {count: 0}%s}
         docker:
-          host: %s
+          # Many small nodes share a small machine.
+          hosts: [{name: env, host: %s, cpu: 64, memory: 1Ti}]
           network: %s
           image: %s
 %s%s`, cmp.Or(pl.Name, "burst"), pl.Min, pl.Max, cmp.Or(pl.CPU, "500m"), cmp.Or(pl.Memory, "512Mi"), p.cluster, p.cluster,

@@ -52,7 +52,8 @@ func (h *host) explain(err error) (string, error) {
 		return kindImage, err
 	case errors.Is(err, context.DeadlineExceeded):
 		return kindTimeout, noAnswer("the Docker engine at %s did not answer in time, see its load and its log: %w", h.address, err)
-	case errors.As(err, &ssh):
+	case errors.As(err, &ssh), h.dialer != nil && client.IsErrConnectionFailed(err) && errors.As(h.dialer.failure(), &ssh):
+		// The client puts a text of its own in the place of some errors.
 		return kindUnreachable, noAnswer("the Docker engine at %s is not reachable: %w", h.address, ssh)
 	case mistrust.MatchString(text):
 		return kindUnreachable, noAnswer("the Docker engine at %s and this process do not trust each other's certificates, see the pool's ca_file (who signed the engine's), cert_file and key_file (signed by whom the engine trusts): %w", h.address, err)

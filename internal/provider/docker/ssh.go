@@ -52,6 +52,7 @@ type sshDialer struct {
 
 	mu     sync.Mutex
 	client *ssh.Client
+	failed error // why the last attempt to open the socket failed, nil if it did not
 }
 
 // newSSHDialer takes ssh://user@host[:port][/path/of/the/socket].
@@ -66,8 +67,7 @@ func newSSHDialer(u *url.URL, files SSH) *sshDialer {
 	return d
 }
 
-// sshError says what is wrong and what to do. It has no cause in its chain: the
-// Docker client would put a text of its own in the place of a network error's.
+// sshError says what is wrong and what to do.
 type sshError struct{ text string }
 
 func (e *sshError) Error() string { return e.text }
@@ -78,6 +78,21 @@ func (d *sshDialer) errorf(format string, args ...any) error {
 
 // DialContext opens the engine's socket.
 func (d *sshDialer) DialContext(ctx context.Context, _, _ string) (net.Conn, error) {
+	conn, err := d.dial(ctx)
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.failed = err
+	return conn, err
+}
+
+// failure is why the last attempt to open the socket failed.
+func (d *sshDialer) failure() error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.failed
+}
+
+func (d *sshDialer) dial(ctx context.Context) (net.Conn, error) {
 	for {
 		client, fresh, err := d.connect(ctx)
 		if err != nil {
