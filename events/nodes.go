@@ -337,6 +337,7 @@ const (
 	ObservedUnready    = "unready"
 	ObservedDeleted    = "deleted" // the Node object is gone
 	ObservedExited     = "exited"  // the machine ended
+	ObservedNamed      = "named"   // the provider named the node of a claim
 )
 
 // NodeObserved is a fact about a node of ours that the API server or the
@@ -348,7 +349,12 @@ type NodeObserved struct {
 	Reason  string            `json:"reason,omitempty"`
 	Message string            `json:"message,omitempty"`
 	Labels  map[string]string `json:"labels,omitempty"` // our own labels on the Node object
-	At      time.Time         `json:"at"`
+	// NamedAs is, for a claim that was named, the name of its Node object; ClaimedAs
+	// is, for that Node, the name under which its claim began.
+	NamedAs    string    `json:"named_as,omitempty"`
+	ClaimedAs  string    `json:"claimed_as,omitempty"`
+	ProviderID string    `json:"provider_id,omitempty"` // spec.providerID of the Node that was named
+	At         time.Time `json:"at"`
 }
 
 // EventType implements Payload.
@@ -359,7 +365,13 @@ func (p NodeObserved) Validate() error {
 	var r required
 	_, err := EncodeKey(p.Node)
 	r.check(err)
-	r.oneOf("what", p.What, ObservedRegistered, ObservedReady, ObservedUnready, ObservedDeleted, ObservedExited)
+	r.oneOf("what", p.What, ObservedRegistered, ObservedReady, ObservedUnready, ObservedDeleted, ObservedExited, ObservedNamed)
+	for _, name := range []string{p.NamedAs, p.ClaimedAs} {
+		if name != "" {
+			_, err := EncodeKey(name)
+			r.check(err)
+		}
+	}
 	return r.err()
 }
 

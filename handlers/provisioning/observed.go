@@ -12,6 +12,9 @@ import (
 
 // observed moves the record on with what the API server or the provider say.
 func (h *Handler) observed(ctx context.Context, d bus.Delivery, p events.NodeObserved) error {
+	if p.What == events.ObservedNamed {
+		return h.named(ctx, d, p)
+	}
 	var after func()
 	err := h.change(ctx, d, func(t *bus.Turn[lifecycle.Node]) error {
 		after = nil
@@ -112,7 +115,7 @@ func (h *Handler) onReady(t *bus.Turn[lifecycle.Node], p events.NodeObserved) (c
 			return false, nil, err
 		}
 	case lifecycle.Registered, lifecycle.Unready:
-	case "", lifecycle.Ready, lifecycle.Failed, lifecycle.Lost, lifecycle.Removing, lifecycle.Removed:
+	case "", lifecycle.Ready, lifecycle.Failed, lifecycle.Lost, lifecycle.Removing, lifecycle.Removed, lifecycle.Renamed:
 		return false, nil, nil
 	}
 	after, err = h.readyNode(t)

@@ -62,6 +62,9 @@ type Machine struct {
 	State     MachineState
 	ExitCode  int // of an exited machine
 	CreatedAt time.Time
+	// ProviderID is the spec.providerID of its Node, where the provider names the
+	// nodes; empty until it is known.
+	ProviderID string
 }
 
 // Machines creates and removes the machines of one pool. Every method may be
@@ -70,6 +73,15 @@ type Machines interface {
 	Creator
 	Remover
 	Inspector
+	Namer
+}
+
+// Namer takes note of names, where a provider names the nodes.
+type Namer interface {
+	// Named says that the machine of that name is the node called node: from then on
+	// both names mean it. Said twice it is done; ErrNotFound when there is no such
+	// machine, ErrNameTaken when another one has the name.
+	Named(ctx context.Context, name, node string) error
 }
 
 // Creator creates machines.
@@ -113,6 +125,15 @@ type NodeObject struct {
 	Pool    string // our labels, empty when the node is not ours
 	ClaimID string
 	Ready   bool
+	// ProviderID is its spec.providerID.
+	ProviderID string
+}
+
+// NodeClaim is what a Node object is marked with when it is found to be a claim's.
+type NodeClaim struct {
+	Name, ProviderID string // which must be the object's
+	Pool, ClaimID    string
+	Labels           map[string]string // of the pool
 }
 
 // Nodes reads and deletes the Node objects of one cluster.
@@ -121,6 +142,12 @@ type Nodes interface {
 	GetNode(ctx context.Context, name string) (NodeObject, error)
 	// ListNodes returns the Node objects that carry our claim label.
 	ListNodes(ctx context.Context) ([]NodeObject, error)
+	// ListByProviderID returns every Node object that has a provider's id, ours or
+	// not, by that id.
+	ListByProviderID(ctx context.Context) (map[string]NodeObject, error)
+	// ClaimNode puts our labels and the pool's on a Node object. ErrNotFound when
+	// there is none, ErrNameTaken when it is another machine's or claim's.
+	ClaimNode(ctx context.Context, c NodeClaim) error
 	// DeleteNode deletes the Node object if it still has this UID; ErrNotFound
 	// when there is none.
 	DeleteNode(ctx context.Context, name, uid string) error

@@ -129,7 +129,7 @@ func (h *Handler) removeStep(ctx context.Context, k bus.Key, n lifecycle.Node, s
 	if err != nil {
 		return "", err
 	}
-	object, err := nodes.GetNode(ctx, n.Name)
+	object, err := nodes.GetNode(ctx, n.Object())
 	exists := err == nil
 	switch {
 	case err != nil && !errors.Is(err, ErrNotFound):
@@ -139,11 +139,11 @@ func (h *Handler) removeStep(ctx context.Context, k bus.Key, n lifecycle.Node, s
 	case step == events.StepNodeDeleted && !exists:
 		return alreadyGone, nil
 	case step == events.StepNodeDeleted:
-		err = do("delete-node", func(ctx context.Context) error { return nodes.DeleteNode(ctx, n.Name, object.UID) })
+		err = do("delete-node", func(ctx context.Context) error { return nodes.DeleteNode(ctx, n.Object(), object.UID) })
 	case exists:
 		return "", errAgain
 	default:
-		err = do("delete-secret", func(ctx context.Context) error { return nodes.DeleteNodePassword(ctx, n.Name) })
+		err = do("delete-secret", func(ctx context.Context) error { return nodes.DeleteNodePassword(ctx, n.Object()) })
 	}
 	if errors.Is(err, ErrNotFound) {
 		return alreadyGone, nil

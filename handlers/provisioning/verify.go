@@ -32,6 +32,8 @@ func (h *Handler) verify(ctx context.Context, l *lease) error {
 		return h.retryVerify(ctx, l, fmt.Errorf("check report %s: %w", n.Suspicion.Kind, err))
 	}
 	switch {
+	case n.Suspicion.Kind == suspectNamed && w.nodeExists && w.machineExists && w.machine.State != MachineExited:
+		return h.catchUp(ctx, l, w)
 	case n.Phase.Waiting():
 		return h.verifyWaiting(ctx, l, w)
 	case n.Phase == lifecycle.Ready || n.Phase == lifecycle.Unready:

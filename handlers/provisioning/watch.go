@@ -34,6 +34,7 @@ func (h *Handler) watchOnce(ctx context.Context) error {
 		return fmt.Errorf("read records: %w", err)
 	}
 	var errs []error
+	names := h.newNames()
 	for _, r := range records {
 		n := r.State
 		if !n.Phase.Waiting() || n.Suspicion != nil {
@@ -57,6 +58,7 @@ func (h *Handler) watchOnce(ctx context.Context) error {
 			errs = append(errs, fmt.Errorf("inspect machine %s: %w", n.Name, err))
 			continue
 		case found.State != MachineExited:
+			errs = append(errs, names.look(ctx, r, found))
 			continue
 		default:
 			p.Reason, p.Message = ReasonMachineExited, fmt.Sprintf("the machine ended with exit code %d", found.ExitCode)

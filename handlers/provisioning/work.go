@@ -34,6 +34,8 @@ func nextWork(n lifecycle.Node) (time.Time, bool) {
 		return time.Time{}, false
 	case n.Suspicion != nil:
 		return n.Suspicion.NextAt, true
+	case naming(n):
+		return n.Naming.NextAt, true
 	}
 	switch effect := n.Phase.Effect(); {
 	case effect == lifecycle.EffectCreate && n.Creation == nil:
@@ -57,6 +59,8 @@ func (h *Handler) work(ctx context.Context, l *lease) error {
 		return nil
 	case n.Suspicion != nil:
 		err = h.verify(ctx, l)
+	case naming(n):
+		err = h.handOver(ctx, l)
 	case effect == lifecycle.EffectCreate:
 		err = h.create(ctx, l)
 	case effect == lifecycle.EffectWatch:

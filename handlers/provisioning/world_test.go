@@ -23,6 +23,7 @@ type fakeWorld struct {
 	log      string
 	uids     int
 	onStart  func(name string)
+	onClaim  func(o NodeObject)
 }
 
 func newWorld() *fakeWorld {
@@ -155,10 +156,11 @@ func (w fakeMachines) Delete(ctx context.Context, name string) error {
 		return err
 	}
 	defer w.mu.Unlock()
-	if w.machines[name] == nil {
+	m := w.machines[name]
+	if m == nil {
 		return ErrNotFound
 	}
-	delete(w.machines, name)
+	maps.DeleteFunc(w.machines, func(_ string, o *Machine) bool { return o == m })
 	return nil
 }
 
@@ -196,6 +198,24 @@ func (w fakeMachines) Logs(ctx context.Context, name string, _ int) (string, err
 	return w.log, nil
 }
 
+// Named implements Namer: both names mean the machine from then on.
+func (w fakeMachines) Named(ctx context.Context, name, node string) error {
+	if err := w.call(ctx, "named", name); err != nil {
+		return err
+	}
+	defer w.mu.Unlock()
+	m := w.machines[name]
+	switch other := w.machines[node]; {
+	case m == nil:
+		return ErrNotFound
+	case other != nil && other != m:
+		return ErrNameTaken
+	}
+	m.Name = node
+	w.machines[node] = m
+	return nil
+}
+
 // fakeNodes is the part of the world that is the API server.
 type fakeNodes struct{ *fakeWorld }
 
@@ -216,6 +236,43 @@ func (w fakeNodes) ListNodes(ctx context.Context) ([]NodeObject, error) {
 	}
 	defer w.mu.Unlock()
 	return slices.Collect(maps.Values(w.objects)), nil
+}
+
+func (w fakeNodes) ListByProviderID(ctx context.Context) (map[string]NodeObject, error) {
+	if err := w.call(ctx, "listbyid", "all"); err != nil {
+		return nil, err
+	}
+	defer w.mu.Unlock()
+	out := map[string]NodeObject{}
+	for _, o := range w.objects {
+		if o.ProviderID != "" {
+			out[o.ProviderID] = o
+		}
+	}
+	return out, nil
+}
+
+func (w fakeNodes) ClaimNode(ctx context.Context, c NodeClaim) error {
+	if err := w.call(ctx, "claimnode", c.Name); err != nil {
+		return err
+	}
+	o, ok := w.objects[c.Name]
+	switch {
+	case !ok || o.ProviderID != c.ProviderID:
+		w.mu.Unlock()
+		return ErrNotFound
+	case o.ClaimID != "" && o.ClaimID != c.ClaimID:
+		w.mu.Unlock()
+		return ErrNameTaken
+	}
+	o.ClaimID, o.Pool = c.ClaimID, c.Pool
+	w.objects[c.Name] = o
+	hook := w.onClaim
+	w.mu.Unlock()
+	if hook != nil {
+		hook(o)
+	}
+	return nil
 }
 
 func (w fakeNodes) DeleteNode(ctx context.Context, name, uid string) error {

@@ -43,7 +43,7 @@ func (w *simulatedWorld) Actor(config.Cluster) (kubernetes.Interface, error) {
 	return w.world.Client(), nil
 }
 
-func (w *simulatedWorld) Provider(c config.Cluster, _ config.Pool) (provider.NodeProvider, error) {
+func (w *simulatedWorld) Provider(c config.Cluster, _ config.Pool, _ *bus.Notes) (provider.NodeProvider, error) {
 	w.acted = append(w.acted, "provider")
 	if w.machines == nil {
 		var err error

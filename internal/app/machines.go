@@ -123,10 +123,19 @@ func (m machines) Logs(ctx context.Context, name string, maxBytes int) (string, 
 	return s, translate(err)
 }
 
+func (m machines) Named(ctx context.Context, name, node string) error {
+	n, ok := m.provider.(provider.Namer)
+	if !ok {
+		return fmt.Errorf("machine %s is node %s: %w: its provider gives machines the names they are asked for", name, node, provisioning.ErrNameTaken)
+	}
+	return translate(n.Named(ctx, name, node))
+}
+
 func machine(m provider.Machine) provisioning.Machine {
 	return provisioning.Machine{
 		Name: m.Name, ID: m.ID, Host: m.Host, Image: m.Image, Cluster: m.Cluster, Pool: m.Pool,
 		ClaimID: m.ClaimID, Epoch: m.Epoch, State: provisioning.MachineState(m.State), ExitCode: m.ExitCode, CreatedAt: m.CreatedAt,
+		ProviderID: m.ProviderID,
 	}
 }
 
@@ -156,6 +165,31 @@ func (n nodeObjects) ListNodes(ctx context.Context) ([]provisioning.NodeObject, 
 	return out, nil
 }
 
+func (n nodeObjects) ListByProviderID(ctx context.Context) (map[string]provisioning.NodeObject, error) {
+	nodes, err := n.actor.ListNodes(ctx)
+	if err != nil {
+		return nil, translate(err)
+	}
+	out := map[string]provisioning.NodeObject{}
+	for i := range nodes {
+		if o := nodeObject(&nodes[i]); o.ProviderID != "" {
+			out[o.ProviderID] = o
+		}
+	}
+	return out, nil
+}
+
+func (n nodeObjects) ClaimNode(ctx context.Context, c provisioning.NodeClaim) error {
+	labels := map[string]string{}
+	maps.Copy(labels, c.Labels)
+	maps.Copy(labels, map[string]string{events.LabelCluster: n.cluster, events.LabelPool: c.Pool, events.LabelClaim: c.ClaimID})
+	err := n.actor.Claim(ctx, c.Name, c.ProviderID, c.ClaimID, labels)
+	if errors.Is(err, kube.ErrNotOurs) {
+		return &translated{err: err, kind: provisioning.ErrNameTaken}
+	}
+	return translate(err)
+}
+
 func (n nodeObjects) DeleteNode(ctx context.Context, name, uid string) error {
 	node, err := n.actor.GetNode(ctx, name)
 	if err != nil {
@@ -170,7 +204,8 @@ func (n nodeObjects) DeleteNodePassword(ctx context.Context, name string) error 
 }
 
 func nodeObject(n *corev1.Node) provisioning.NodeObject {
-	o := provisioning.NodeObject{Name: n.Name, UID: string(n.UID), Pool: n.Labels[events.LabelPool], ClaimID: n.Labels[events.LabelClaim]}
+	o := provisioning.NodeObject{Name: n.Name, UID: string(n.UID), Pool: n.Labels[events.LabelPool], ClaimID: n.Labels[events.LabelClaim],
+		ProviderID: n.Spec.ProviderID}
 	for _, c := range n.Status.Conditions {
 		if c.Type == corev1.NodeReady {
 			o.Ready = c.Status == corev1.ConditionTrue

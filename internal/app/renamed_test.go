@@ -6,6 +6,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/k3s-autoscaler/k3s-autoscaler/bus"
 	"github.com/k3s-autoscaler/k3s-autoscaler/internal/config"
 	"github.com/k3s-autoscaler/k3s-autoscaler/internal/provider"
 )
@@ -18,7 +19,7 @@ type ofPool struct {
 	pool string
 }
 
-func (providers) Provider(_ config.Cluster, p config.Pool) (provider.NodeProvider, error) {
+func (providers) Provider(_ config.Cluster, p config.Pool, _ *bus.Notes) (provider.NodeProvider, error) {
 	return ofPool{pool: p.Name}, nil
 }
 
@@ -26,7 +27,7 @@ func TestMachinesOfAFormerNameAreThoseOfThePool(t *testing.T) {
 	t.Parallel()
 	a := &App{opts: Options{World: providers{}}}
 	got, _, err := a.poolMachines(config.Cluster{Name: "home", Pools: []config.Pool{{Name: "new", RenamedFrom: []string{"old", "older"}}, {Name: "ci"}}},
-		func(context.Context) (string, error) { return "", nil })
+		nil, func(context.Context) (string, error) { return "", nil })
 	require.NoError(t, err)
 	of := map[string]string{}
 	for name, m := range got {

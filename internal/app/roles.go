@@ -62,6 +62,10 @@ func (a *App) addDecision(ctx context.Context) error {
 func (a *App) addProvisioning(ctx context.Context) error {
 	clusters := map[string]provisioning.Cluster{}
 	work := []func(context.Context) error{}
+	notes, err := bus.OpenNotes(ctx, a.bus, events.HandlerProvisioning)
+	if err != nil {
+		return err
+	}
 	for _, c := range a.opts.Config.Clusters {
 		actor, err := a.actor(c)
 		if err != nil {
@@ -69,7 +73,7 @@ func (a *App) addProvisioning(ctx context.Context) error {
 		}
 		version := &serverVersion{ask: actor.ServerVersion, clock: a.opts.Clock}
 		a.first = append(a.first, role{RoleProvisioning + ": version of cluster " + c.Name, version.run})
-		pools, prepulls, err := a.poolMachines(c, version.get)
+		pools, prepulls, err := a.poolMachines(c, notes, version.get)
 		if err != nil {
 			return err
 		}
@@ -98,10 +102,10 @@ func (a *App) addProvisioning(ctx context.Context) error {
 // poolMachines are what makes and removes the machines of a cluster, by the names
 // of its pools: those of now, and those under which machines and records were made.
 // work is what goes on in the background for them.
-func (a *App) poolMachines(c config.Cluster, serverVersion func(context.Context) (string, error)) (out map[string]provisioning.Machines, work []func(context.Context) error, err error) {
+func (a *App) poolMachines(c config.Cluster, notes *bus.Notes, serverVersion func(context.Context) (string, error)) (out map[string]provisioning.Machines, work []func(context.Context) error, err error) {
 	out = map[string]provisioning.Machines{}
 	for _, p := range c.Pools {
-		provider, err := a.opts.World.Provider(c, p)
+		provider, err := a.opts.World.Provider(c, p, notes)
 		if err != nil {
 			return nil, nil, err
 		}

@@ -43,7 +43,7 @@ func (w *closedWorld) Actor(config.Cluster) (kubernetes.Interface, error) {
 	return nil, errors.New("closed")
 }
 
-func (w *closedWorld) Provider(config.Cluster, config.Pool) (provider.NodeProvider, error) {
+func (w *closedWorld) Provider(config.Cluster, config.Pool, *bus.Notes) (provider.NodeProvider, error) {
 	w.asked = append(w.asked, "provider")
 	return nil, errors.New("closed")
 }

@@ -9,6 +9,7 @@ import (
 	"k8s.io/client-go/kubernetes"
 	metrics "k8s.io/metrics/pkg/client/clientset/versioned"
 
+	"github.com/k3s-autoscaler/k3s-autoscaler/bus"
 	"github.com/k3s-autoscaler/k3s-autoscaler/internal/config"
 	"github.com/k3s-autoscaler/k3s-autoscaler/internal/kube"
 	"github.com/k3s-autoscaler/k3s-autoscaler/internal/provider"
@@ -26,8 +27,9 @@ type World interface {
 	// in a dry run.
 	Actor(c config.Cluster) (kubernetes.Interface, error)
 	// Provider returns what creates the machines of a pool. It is asked for by
-	// provisioning alone, never in a dry run.
-	Provider(c config.Cluster, p config.Pool) (provider.NodeProvider, error)
+	// provisioning alone, never in a dry run. It may keep what has to survive it in
+	// notes.
+	Provider(c config.Cluster, p config.Pool, notes *bus.Notes) (provider.NodeProvider, error)
 }
 
 // realWorld reaches API servers by kubeconfig and Docker engines by address.
@@ -75,7 +77,7 @@ func kubeconfigPath(path string) string {
 	return path
 }
 
-func (w realWorld) Provider(c config.Cluster, p config.Pool) (provider.NodeProvider, error) {
+func (w realWorld) Provider(c config.Cluster, p config.Pool, notes *bus.Notes) (provider.NodeProvider, error) {
 	switch p.Provider {
 	case config.ProviderDocker:
 		o := docker.Options{
@@ -97,6 +99,8 @@ func (w realWorld) Provider(c config.Cluster, p config.Pool) (provider.NodeProvi
 			return nil, fmt.Errorf("cluster %s, pool %s: %w", c.Name, p.Name, err)
 		}
 		return dp, nil
+	case config.ProviderExternalGRPC:
+		return w.externalGRPC(c, p, notes)
 	default:
 		return nil, fmt.Errorf("cluster %s, pool %s: provider %q exists in the demo only", c.Name, p.Name, p.Provider)
 	}

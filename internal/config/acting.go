@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net"
 	"net/url"
+	"slices"
 	"strings"
 )
 
@@ -34,19 +35,18 @@ func (c *Config) CheckRun() error {
 func (c *Config) checkActing(ps *problems) {
 	for i, cl := range c.Clusters {
 		at := fmt.Sprintf("clusters[%d]", i)
-		for _, p := range cl.Pools {
-			if p.Provider == ProviderSimulated {
-				continue
+		need := func(key, value, expected string) {
+			if value == "" {
+				ps.add(c.src.problem(at+"."+key, "is missing", expected+"; or run with --dry-run"))
 			}
-			need := func(key, value, expected string) {
-				if value == "" {
-					ps.add(c.src.problem(at+"."+key, "is missing", expected+"; or run with --dry-run"))
-				}
-			}
+		}
+		// Nodes of other providers know by themselves how to join.
+		if slices.ContainsFunc(cl.Pools, func(p Pool) bool { return p.Provider != ProviderSimulated }) {
 			need("actor_kubeconfig", cl.ActorKubeconfig, "a kubeconfig that may cordon, evict and delete nodes")
+		}
+		if slices.ContainsFunc(cl.Pools, func(p Pool) bool { return p.Provider == ProviderDocker }) {
 			need("server_url", cl.ServerURL, "the URL at which new agents find the server, e.g. https://k3s:6443")
 			need("token_file", cl.TokenFile, "the file with the token that agents join with")
-			break
 		}
 	}
 }
@@ -97,6 +97,11 @@ func (c *Config) Warnings() []Problem {
 					if strings.HasPrefix(h.Host, "tcp://") && h.TLS == nil {
 						warn(key, "whoever reaches this port is root on that host; use tls, or ssh://")
 					}
+				}
+			}
+			if g := p.ExternalGRPC; g != nil && g.TLS == nil {
+				if host, _, err := net.SplitHostPort(g.Address); err == nil && !loopback(host) {
+					warn(at+".externalgrpc.address", "whoever reaches this port makes and deletes nodes, and what is said travels unencrypted; use tls")
 				}
 			}
 			if p.Max == 0 {

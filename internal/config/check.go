@@ -107,6 +107,7 @@ func (d *decoder) checkCluster(at string, cl Cluster) {
 		d.checkTwice(seen, pool+".name", p.Name, "pool")
 		d.checkPool(pool, p)
 	}
+	d.checkNodeGroups(at, cl)
 	for i, p := range cl.Pools {
 		for j, old := range p.RenamedFrom {
 			key := fmt.Sprintf("%s.pools[%d].renamed_from[%d]", at, i, j)
@@ -148,6 +149,7 @@ func (d *decoder) checkPool(at string, p Pool) {
 	for i, b := range p.ScaleDown.Budgets {
 		d.checkBudget(fmt.Sprintf("%s.scale_down.budgets[%d]", at, i), b)
 	}
+	d.checkExternalGRPC(at, p)
 	if p.Docker == nil {
 		return
 	}

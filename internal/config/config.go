@@ -18,6 +18,8 @@ import "github.com/k3s-autoscaler/k3s-autoscaler/events"
 const (
 	ProviderDocker    = "docker"
 	ProviderSimulated = "simulated"
+	// ProviderExternalGRPC is a provider of the Cluster Autoscaler's protocol.
+	ProviderExternalGRPC = "externalgrpc"
 )
 
 // What becomes of the pods of Jobs.
@@ -68,7 +70,7 @@ type Cluster struct {
 type Pool struct {
 	Name             string            `yaml:"name" required:"true" doc:"Name of the pool, a DNS label of at most 52 characters; nodes are named <pool>-<10 characters>."`
 	RenamedFrom      []string          `yaml:"renamed_from" doc:"Names that the pool had. Its nodes that bear them count and go like all others; they keep their names and labels, and new ones get the pool's. Only for a pool of the same provider on the same hosts. Without it, nodes of a pool that is no longer configured stay as mere capacity: nothing removes, replaces or cleans them up."`
-	Provider         string            `yaml:"provider" required:"true" enum:"docker,simulated" doc:"What creates the nodes."`
+	Provider         string            `yaml:"provider" required:"true" enum:"docker,simulated,externalgrpc" doc:"What creates the nodes."`
 	Min              int               `yaml:"min" default:"0" min:"0" doc:"Nodes that are kept whatever the load."`
 	Max              int               `yaml:"max" required:"true" min:"0" doc:"Nodes at most."`
 	CPU              CPU               `yaml:"cpu" required:"true" doc:"Allocatable CPU of a node, e.g. 2 or 500m."`
@@ -88,6 +90,7 @@ type Pool struct {
 	ScaleUp          ScaleUp           `yaml:"scale_up" doc:"When nodes are added."`
 	ScaleDown        ScaleDown         `yaml:"scale_down" doc:"When nodes are removed."`
 	Docker           *Docker           `yaml:"docker" doc:"Settings of the docker provider."`
+	ExternalGRPC     *ExternalGRPC     `yaml:"externalgrpc" doc:"Settings of the externalgrpc provider."`
 }
 
 // Schedule sets limits of a pool within windows.
@@ -205,6 +208,15 @@ type DockerHost struct {
 type SSH struct {
 	KeyFile        string `yaml:"key_file" required:"true" path:"exists" doc:"Private key, without a passphrase."`
 	KnownHostsFile string `yaml:"known_hosts_file" required:"true" path:"exists" doc:"Keys of servers as OpenSSH keeps them; a server that is not in it is refused. 'ssh-keyscan HOST' prints what to put in, after comparing the fingerprint."`
+}
+
+// ExternalGRPC are the settings of the externalgrpc provider. The default timeout is
+// that of package externalgrpc.
+type ExternalGRPC struct {
+	Address   string          `yaml:"address" required:"true" doc:"Where the provider listens, host:port."`
+	NodeGroup string          `yaml:"node_group" required:"true" doc:"Id of the node group as the provider has it. It belongs to this pool alone; nodes that it has already, and that others add, are left alone."`
+	TLS       *ClientTLS      `yaml:"tls" doc:"Client certificate, and who is trusted. Without it whoever reaches the provider makes and deletes nodes."`
+	Timeout   events.Duration `yaml:"timeout" default:"30s" doc:"How long one call may take."`
 }
 
 // ClientTLS is a client certificate and who is trusted.

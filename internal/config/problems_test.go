@@ -53,7 +53,7 @@ telemetry:
 		`c.yaml:3:5: clusters[0].kubeconfg: unknown key (did you mean "kubeconfig"?)`,
 		`c.yaml:5:17: clusters[0].server_url: is "http://k3s", expected a URL such as https://k3s:6443`,
 		got[2], // names the temporary folder
-		`c.yaml:9:19: clusters[0].pools[0].provider: is "dokcer" (did you mean "docker"?), expected one of docker, simulated`,
+		`c.yaml:9:19: clusters[0].pools[0].provider: is "dokcer" (did you mean "docker"?), expected one of docker, simulated, externalgrpc`,
 		`c.yaml:10:14: clusters[0].pools[0].min: min is 9, larger than max (3), expected min at most max`,
 		`c.yaml:12:14: clusters[0].pools[0].cpu: is "lots", expected a positive amount of CPU, e.g. 2 or 500m`,
 		`c.yaml:14:28: clusters[0].pools[0].register_deadline: is "2 minutes", expected a duration, e.g. 90s or 10m`,

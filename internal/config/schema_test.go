@@ -95,7 +95,7 @@ func TestReferenceHasARowForEveryKey(t *testing.T) {
 	text := Reference()
 	for _, row := range []string{
 		"| `clusters[].pools[].max` | number, at least 0 | required | Nodes at most. |",
-		"| `clusters[].pools[].provider` | `docker`, `simulated` | required |",
+		"| `clusters[].pools[].provider` | `docker`, `simulated`, `externalgrpc` | required |",
 		"| `clusters[].pools[].docker.tls.ca_file` | file |",
 		"| `policy.alert_rules[].match` | list of matcher | required |",
 		"| `policy.max_unready_fraction` | number, 0 to 1 | `0.45` |",

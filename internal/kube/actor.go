@@ -114,6 +114,37 @@ func (a *Actor) edit(ctx context.Context, node string, decide func(*corev1.Node)
 	})
 }
 
+// Claim puts labels on a node that no other claim has, so that it is the claim's.
+// It must have that spec.providerID, or it is ErrNotOurs, as when it has another
+// claim; ErrNotFound when there is no such node.
+func (a *Actor) Claim(ctx context.Context, node, providerID, claimID string, labels map[string]string) error {
+	var refused error
+	err := a.edit(ctx, node, func(n *corev1.Node) map[string]any {
+		refused = nil
+		missing := map[string]any{}
+		switch got := n.Labels[events.LabelClaim]; {
+		case n.Spec.ProviderID != providerID:
+			refused = fmt.Errorf("%w: its provider id is %q, expected %q", ErrNotOurs, n.Spec.ProviderID, providerID)
+		case got != "" && got != claimID:
+			refused = fmt.Errorf("%w: its label %s is %q, the claim is %q", ErrNotOurs, events.LabelClaim, got, claimID)
+		default:
+			for k, v := range labels {
+				if n.Labels[k] != v {
+					missing[k] = v
+				}
+			}
+		}
+		if len(missing) == 0 {
+			return nil
+		}
+		return map[string]any{"metadata": map[string]any{"labels": missing}}
+	})
+	if err == nil {
+		err = refused
+	}
+	return wrap(err, "claim node %s", node)
+}
+
 // DeleteNode deletes the Node object of a claim. The node must carry the claim
 // label with this claim, or it is ErrNotOurs; a uid that is not empty must be
 // the object's, or it is ErrReplaced. ErrNotFound when there is none: done.

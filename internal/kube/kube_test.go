@@ -86,6 +86,25 @@ func TestCordonIsOursOnceHoweverOftenItIsAskedFor(t *testing.T) {
 	require.False(t, undone)
 }
 
+func TestNodeIsClaimedOnceByTheMachineThatItIs(t *testing.T) {
+	t.Parallel()
+	mine, theirs := node("w1", "u1", ""), node("w2", "u2", "c9")
+	mine.Spec.ProviderID, theirs.Spec.ProviderID = "fake://1", "fake://2"
+	b := setup(t, mine, theirs)
+	labels := map[string]string{events.LabelClaim: "c1", events.LabelPool: "p", "tier": "batch"}
+	for range 2 {
+		require.NoError(t, b.actor.Claim(t.Context(), "w1", "fake://1", "c1", labels))
+	}
+	require.Equal(t, labels, b.node(t, "w1").Labels)
+	require.ErrorIs(t, b.actor.Claim(t.Context(), "w1", "fake://other", "c1", labels), kube.ErrNotOurs)
+	require.ErrorIs(t, b.actor.Claim(t.Context(), "w2", "fake://2", "c1", labels), kube.ErrNotOurs)
+	require.Equal(t, "c9", b.node(t, "w2").Labels[events.LabelClaim], "another claim's node is left alone")
+	require.ErrorIs(t, b.actor.Claim(t.Context(), "w3", "", "c1", labels), kube.ErrNotFound)
+	all, err := b.actor.ListNodes(t.Context())
+	require.NoError(t, err)
+	require.Len(t, all, 2)
+}
+
 func TestCordonOfALaterRequestTakesOver(t *testing.T) {
 	t.Parallel()
 	b := setup(t, node("w1", "u1", "c1"))

@@ -84,6 +84,19 @@ func (r *Reader) GetNode(ctx context.Context, name string) (*corev1.Node, error)
 	return node, nil
 }
 
+// ListNodes returns every node.
+func (r *Reader) ListNodes(ctx context.Context) ([]corev1.Node, error) {
+	var list *corev1.NodeList
+	err := r.call(ctx, "list", "nodes", func(ctx context.Context) (err error) {
+		list, err = r.client.CoreV1().Nodes().List(ctx, metav1.ListOptions{})
+		return err
+	})
+	if err != nil {
+		return nil, wrap(err, "list nodes")
+	}
+	return list.Items, nil
+}
+
 // ListOurNodes returns the nodes that carry our claim label and, where they
 // name a cluster, this one.
 func (r *Reader) ListOurNodes(ctx context.Context, cluster string) ([]corev1.Node, error) {

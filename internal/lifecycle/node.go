@@ -16,6 +16,7 @@ const (
 	Lost       Phase = "lost"   // vanished unasked; what is left is cleaned up
 	Removing   Phase = "removing"
 	Removed    Phase = "removed"
+	Renamed    Phase = "renamed" // its life goes on under the name that the provider gave the node
 )
 
 // NodeEvent is what moves a node on.
@@ -34,6 +35,7 @@ const (
 	OnOrphaned   NodeEvent = "orphaned" // found without a live record
 	OnRemoved    NodeEvent = "removed"  // nothing of it is left
 	OnAdopted    NodeEvent = "adopted"  // found Ready, with its machine, without a record
+	OnRenamed    NodeEvent = "renamed"  // another record took the claim over, by the name of its Node
 )
 
 type nodeRow struct {
@@ -59,6 +61,9 @@ type nodeRow struct {
 //	                                                   removed    ▼
 //	                                                            removed
 //
+//	 created ── renamed ─► renamed: where the provider names the node, the claim
+//	 begins under our name, and goes on as created in a record of the node's.
+//
 // A node that is emptied in order to be removed may be in any state before
 // removing: provisioning may learn of its registration later than draining
 // finished. Failed and lost are final; their clean-up is the same removal, and
@@ -76,6 +81,7 @@ var nodes = []nodeRow{
 
 	{Created, OnRegistered, Registered, DeadlineKeep, UndoCleanUp},
 	{Created, OnReady, Ready, DeadlineNone, UndoNothing},
+	{Created, OnRenamed, Renamed, DeadlineNone, UndoNothing},
 	{Created, OnFailed, Failed, DeadlineNone, UndoNothing},
 	{Created, OnDrained, Removing, DeadlineNone, UndoNothing},
 
@@ -129,7 +135,7 @@ func (p Phase) Live() bool {
 
 // Ended reports whether the state is final. What is left may still have to be
 // cleaned up, see Node.Settled.
-func (p Phase) Ended() bool { return p == Failed || p == Lost || p == Removed }
+func (p Phase) Ended() bool { return p == Failed || p == Lost || p == Removed || p == Renamed }
 
 // On moves the node on: it sets Phase, Since, Deadline and the time of the
 // point reached. Impossible events return a *TransitionError and change
@@ -165,7 +171,7 @@ func (n *Node) On(e NodeEvent, at time.Time) error {
 		}
 	case OnRemoved:
 		n.RemovedAt = at
-	case OnUnready, OnFailed, OnLost, OnDrained, OnOrphaned, OnAdopted:
+	case OnUnready, OnFailed, OnLost, OnDrained, OnOrphaned, OnAdopted, OnRenamed:
 	}
 	return nil
 }

@@ -60,6 +60,10 @@ type Node struct {
 	Early *Early `json:"early,omitempty"`
 
 	Creation *Creation `json:"creation,omitempty"`
+	// Naming is how far the claim is with a Node that the provider has named, and
+	// ClaimedAs under which name the claim of such a node began.
+	Naming    *Naming `json:"naming,omitempty"`
+	ClaimedAs string  `json:"claimed_as,omitempty"`
 	// Suspicion is a report that has to be checked against the world before
 	// anything is done about it.
 	Suspicion *Suspicion  `json:"suspicion,omitempty"`
@@ -81,6 +85,15 @@ type Creation struct {
 	// Lease is the epoch of the lease that was taken with the claim, in one write with
 	// this intent: its holder knows that nothing has been done yet.
 	Lease uint64 `json:"lease,omitempty"`
+}
+
+// Naming is a Node object that turned out to be the claim's, by the provider's id.
+type Naming struct {
+	Node       string    `json:"node"`
+	ProviderID string    `json:"provider_id"`
+	Said       bool      `json:"said,omitempty"` // the event that makes its record was published
+	Attempt    int       `json:"attempt,omitempty"`
+	NextAt     time.Time `json:"next_at,omitzero"`
 }
 
 // Early is what the API server said before the start was recorded.
@@ -130,6 +143,14 @@ type Removal struct {
 	Attempt   int       `json:"attempt,omitempty"` // of the next step, failed so far
 	NextAt    time.Time `json:"next_at,omitzero"`
 	LastError string    `json:"last_error,omitempty"`
+}
+
+// Object is the name of the node's Node object.
+func (n *Node) Object() string {
+	if n.Naming != nil {
+		return n.Naming.Node
+	}
+	return n.Name
 }
 
 // Steps of a removal, in this order: a restart of the machine in between would

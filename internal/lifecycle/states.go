@@ -69,6 +69,8 @@ var nodeStates = []State{
 		Waits: "provider and API server", Next: "its machine and Node object are removed"},
 	{Name: string(Removed), Means: "nothing of it is left; what turns up again is removed, too", Effect: EffectRemove,
 		Next: "its record is forgotten"},
+	{Name: string(Renamed), Means: "the provider named its node: the life goes on in a record of that name", Effect: EffectNone,
+		Next: "its record is forgotten"},
 }
 
 // drainStates describes the states of drains.
@@ -172,7 +174,7 @@ func DrainTable() Table {
 }
 
 // NodeEvents are all that moves a node on, in the order of a life.
-var NodeEvents = []NodeEvent{OnClaimed, OnStarted, OnRegistered, OnReady, OnUnready, OnFailed, OnLost, OnDrained, OnOrphaned, OnRemoved, OnAdopted}
+var NodeEvents = []NodeEvent{OnClaimed, OnStarted, OnRegistered, OnReady, OnUnready, OnFailed, OnLost, OnDrained, OnOrphaned, OnRemoved, OnAdopted, OnRenamed}
 
 // DrainEvents are all that moves a drain on.
 var DrainEvents = []DrainEvent{OnDrainRequested, OnCordoned, OnWaiting, OnEvicting, OnForced, OnEmptied, OnCancelled, OnExpired, OnUncordoned, OnGone}

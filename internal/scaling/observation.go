@@ -31,6 +31,7 @@ const (
 	PhaseLost       = "lost"
 	PhaseRemoving   = "removing"
 	PhaseRemoved    = "removed"
+	PhaseRenamed    = "renamed" // another record has the claim
 
 	DrainRequested   = "requested"
 	DrainCordoned    = "cordoned"

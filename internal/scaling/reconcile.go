@@ -151,7 +151,7 @@ func (r *Record) inFlight() bool {
 }
 
 func (r *Record) gone() bool {
-	return r.Phase == PhaseFailed || r.Phase == PhaseLost || r.Phase == PhaseRemoved
+	return r.Phase == PhaseFailed || r.Phase == PhaseLost || r.Phase == PhaseRemoved || r.Phase == PhaseRenamed
 }
 
 // placeNode gives a node its kind, and returns what stands for it from now on.

@@ -22,6 +22,7 @@ import (
 	metrics "k8s.io/metrics/pkg/client/clientset/versioned"
 	metricsfake "k8s.io/metrics/pkg/client/clientset/versioned/fake"
 
+	"github.com/k3s-autoscaler/k3s-autoscaler/bus"
 	"github.com/k3s-autoscaler/k3s-autoscaler/internal/app"
 	"github.com/k3s-autoscaler/k3s-autoscaler/internal/auth"
 	"github.com/k3s-autoscaler/k3s-autoscaler/internal/config"
@@ -62,7 +63,7 @@ func (s still) Reader(config.Cluster) (kubernetes.Interface, metrics.Interface, 
 
 func (s still) Actor(config.Cluster) (kubernetes.Interface, error) { return s.world.Client(), nil }
 
-func (s still) Provider(c config.Cluster, _ config.Pool) (provider.NodeProvider, error) {
+func (s still) Provider(c config.Cluster, _ config.Pool, _ *bus.Notes) (provider.NodeProvider, error) {
 	return simulated.New(simulated.Options{World: s.world, Cluster: c.Name})
 }
 

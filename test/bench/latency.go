@@ -20,6 +20,7 @@ import (
 	"k8s.io/client-go/kubernetes"
 	metrics "k8s.io/metrics/pkg/client/clientset/versioned"
 
+	"github.com/k3s-autoscaler/k3s-autoscaler/bus"
 	"github.com/k3s-autoscaler/k3s-autoscaler/internal/app"
 	"github.com/k3s-autoscaler/k3s-autoscaler/internal/auth"
 	"github.com/k3s-autoscaler/k3s-autoscaler/internal/config"
@@ -270,7 +271,7 @@ func (w realCluster) Reader(config.Cluster) (kubernetes.Interface, metrics.Inter
 
 func (w realCluster) Actor(config.Cluster) (kubernetes.Interface, error) { return client(w.r.Actor) }
 
-func (w realCluster) Provider(config.Cluster, config.Pool) (provider.NodeProvider, error) {
+func (w realCluster) Provider(config.Cluster, config.Pool, *bus.Notes) (provider.NodeProvider, error) {
 	return &remote{url: w.r.Provider, all: map[string]provider.Machine{}}, nil
 }
 

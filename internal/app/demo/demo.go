@@ -20,6 +20,7 @@ import (
 	"k8s.io/client-go/kubernetes"
 	metrics "k8s.io/metrics/pkg/client/clientset/versioned"
 
+	"github.com/k3s-autoscaler/k3s-autoscaler/bus"
 	"github.com/k3s-autoscaler/k3s-autoscaler/internal/app"
 	"github.com/k3s-autoscaler/k3s-autoscaler/internal/auth"
 	"github.com/k3s-autoscaler/k3s-autoscaler/internal/config"
@@ -204,7 +205,7 @@ func (d *demo) Reader(config.Cluster) (kubernetes.Interface, metrics.Interface, 
 func (d *demo) Actor(config.Cluster) (kubernetes.Interface, error) { return d.world.Client(), nil }
 
 // Provider implements app.World.
-func (d *demo) Provider(c config.Cluster, p config.Pool) (provider.NodeProvider, error) {
+func (d *demo) Provider(c config.Cluster, p config.Pool, _ *bus.Notes) (provider.NodeProvider, error) {
 	machines, err := simulated.New(simulated.Options{World: d.world, Cluster: c.Name})
 	if err != nil || d.o.wrap == nil {
 		return machines, err

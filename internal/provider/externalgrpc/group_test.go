@@ -264,7 +264,9 @@ func TestInstancesOfOthersAreNeverTaken(t *testing.T) {
 }
 
 func TestFailedInstanceSaysWhyAndIsRemoved(t *testing.T) {
-	b := setup(t, func(s *groupserver.Server) { s.Make = func(int) (string, error) { return "", errors.New("no addresses left") } })
+	b := setup(t, func(s *groupserver.Server) {
+		s.Make = func(int) (string, error) { return "", errors.New("no addresses left") }
+	})
 	b.create("a")
 	require.NoError(t, b.p.Start(t.Context(), "a"))
 	m := b.get("a")

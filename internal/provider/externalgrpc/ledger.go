@@ -19,7 +19,7 @@ type ledger struct {
 	Known  bool  `json:"known,omitempty"` // Target was read once
 	// Version counts the changes of the group, and of what has its instances. What
 	// was seen of the group before the last one is out of date.
-	Version int64 `json:"version"`
+	Version int64   `json:"version"`
 	Claims  []claim `json:"claims,omitempty"` // in the order of their creation
 	// Foreign are the instances that are not ours to give to a claim.
 	Foreign []string `json:"foreign,omitempty"`

@@ -77,7 +77,9 @@ func (p *Provider) compare(s provider.Spec, n *corev1.Node) error {
 		if t.Effect == corev1.TaintEffectPreferNoSchedule {
 			continue
 		}
-		if !slices.ContainsFunc(s.Taints, func(o provider.Taint) bool { return o.Key == t.Key && o.Value == t.Value && o.Effect == string(t.Effect) }) {
+		if !slices.ContainsFunc(s.Taints, func(o provider.Taint) bool {
+			return o.Key == t.Key && o.Value == t.Value && o.Effect == string(t.Effect)
+		}) {
 			refuse("has nodes with the taint %s, pool %s does not; add it to its taints, or to its startup_taints if it goes away", t.ToString(), p.o.Pool)
 		}
 	}

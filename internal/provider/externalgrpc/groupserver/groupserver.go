@@ -332,4 +332,3 @@ var ErrLost = status.Error(codes.Unavailable, "the connection was lost")
 
 // ErrRefused is a provider that says no.
 var ErrRefused = status.Error(codes.ResourceExhausted, "no room")
-
