@@ -105,6 +105,10 @@ type NodeDrained struct {
 	DecidedAt  time.Time `json:"decided_at,omitzero"`
 	// Forced are all pods that a forced removal did not spare.
 	Forced []ForcedPod `json:"forced,omitempty"`
+	// Unready says that the node was not Ready for too long, and Left which pods,
+	// ns/name, were therefore left on it, at most 100.
+	Unready bool     `json:"unready,omitempty"`
+	Left    []string `json:"left,omitempty"`
 }
 
 // EventType implements Payload.

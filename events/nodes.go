@@ -2,6 +2,7 @@ package events
 
 import (
 	"cmp"
+	"fmt"
 	"time"
 )
 
@@ -110,6 +111,10 @@ type NodeDrainRequested struct {
 	// or PodsDelete.
 	LocalStorage string `json:"local_storage,omitempty"`
 	Unmanaged    string `json:"unmanaged,omitempty"`
+	// Unready says that the node is removed because it has not been Ready for too
+	// long: nobody confirms that its pods end, so they are left to Kubernetes, which
+	// takes them away with the Node object. If it is Ready after all, it stays.
+	Unready bool `json:"unready,omitempty"`
 }
 
 // What happens at the deadline of a drain.
@@ -143,6 +148,8 @@ func (p NodeDrainRequested) Validate() error {
 	if p.Goal == GoalRemove {
 		// A node without a claim is not ours to remove.
 		r.text("claim_id", p.ClaimID)
+	} else if p.Unready {
+		r.check(fmt.Errorf("unready: is true with goal %q, expected %q: only a removal leaves pods behind", p.Goal, GoalRemove))
 	}
 	return r.err()
 }

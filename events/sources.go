@@ -229,7 +229,9 @@ type PoolPolicy struct {
 	ScaleUpCooldown Duration `json:"scale_up_cooldown"` // between two scale-ups by alert
 	// ReplaceUnreadyAfter is when the minimum no longer counts on a node that is
 	// not Ready; absent: never.
-	ReplaceUnreadyAfter  Duration `json:"replace_unready_after,omitempty"`
+	ReplaceUnreadyAfter Duration `json:"replace_unready_after,omitempty"`
+	// RepairAfter is when a node that is not Ready is removed; absent: never.
+	RepairAfter          Duration `json:"repair_after,omitempty"`
 	ScaleDownAfterAdd    Duration `json:"scale_down_after_add"`  // no removal this long after an addition
 	ScaleDownAfterFail   Duration `json:"scale_down_after_fail"` // no removal this long after a failed removal
 	ScaleDownCooldown    Duration `json:"scale_down_cooldown"`   // between two removals

@@ -54,7 +54,7 @@ func (h *Handler) emit(d bus.Delivery, t *bus.Turn[Record], before scaling.State
 	for _, o := range res.Drains {
 		p := events.NodeDrainRequested{Node: o.Node, Pool: o.Pool, ClaimID: o.ClaimID, Goal: o.Goal, DecisionID: o.DecisionID,
 			RequestID: o.RequestID, Reason: events.Reason(o.Reason), Actor: o.Actor, DecidedAt: res.State.Now, NotAfter: o.NotAfter,
-			Deadline: events.Duration(o.Deadline), JobsDeadline: events.Duration(o.JobsDeadline)}
+			Deadline: events.Duration(o.Deadline), JobsDeadline: events.Duration(o.JobsDeadline), Unready: o.Unready}
 		if o.Force {
 			p.OnDeadline = events.DeadlineForce
 		}

@@ -21,6 +21,7 @@ const (
 	ReasonNodeGone       = "NodeGone"       // the Node object does not exist any more
 	ReasonNoReturn       = "PastNoReturn"   // a cancel or request for a node that is being removed
 	ReasonUndoing        = "BeingUndone"    // a request while an earlier one is being undone
+	ReasonRecovered      = "Recovered"      // a node that was to be removed as not Ready is Ready
 	reasonUnknownCluster = "UnknownCluster" // not configured here
 )
 
@@ -97,7 +98,7 @@ func (h *Handler) requested(ctx context.Context, d bus.Delivery, p events.NodeDr
 			CorrelationID: events.Extension(d.Event, events.ExtCorrelationID),
 			Phase:         st.Phase, Since: st.Since, Deadline: st.Deadline, Within: st.Within,
 			DecidedAt: p.DecidedAt, RequestedAt: st.RequestedAt, NotAfter: p.NotAfter,
-			JobsWithin: p.JobsDeadline.Std(), JobsUntil: jobsUntil, Followed: followed, Forced: forced,
+			JobsWithin: p.JobsDeadline.Std(), JobsUntil: jobsUntil, Followed: followed, Forced: forced, Unready: p.Unready,
 			Force:       p.OnDeadline == events.DeadlineForce,
 			DeleteLocal: p.LocalStorage == events.PodsDelete, DeleteUnmanaged: p.Unmanaged == events.PodsDelete,
 		}

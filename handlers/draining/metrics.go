@@ -21,6 +21,7 @@ const (
 	outcomeCancelled = "cancelled" // by decision or a person
 	outcomeRefused   = "refused"   // before anything was changed
 	outcomeGone      = "gone"
+	outcomeUnready   = "unready" // left with its pods on it, which nobody could evict
 )
 
 func newMetrics(reg prometheus.Registerer, log *slog.Logger) *metrics {
@@ -31,7 +32,7 @@ func newMetrics(reg prometheus.Registerer, log *slog.Logger) *metrics {
 		}, []string{"result"})),
 		drains: bus.Register(reg, log, prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "autoscaler_drains_total",
-			Help: "Drains and cordons that ended, by goal and outcome: drained, forced, deadline, cancelled, refused, gone.",
+			Help: "Drains and cordons that ended, by goal and outcome: drained, forced, deadline, cancelled, refused, gone, unready.",
 		}, []string{"goal", "outcome"})),
 	}
 }

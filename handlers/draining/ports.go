@@ -22,6 +22,7 @@ var (
 type Node struct {
 	Name    string
 	ClaimID string // of our claim label, empty when the node is not ours
+	Ready   bool   // False and Unknown are both not Ready
 }
 
 // Pod is what a drain needs to know of a pod.

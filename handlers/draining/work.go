@@ -64,6 +64,8 @@ func (h *Handler) work(ctx context.Context, l *lease) error {
 		err = h.expire(ctx, l)
 	case effect == lifecycle.EffectCordon:
 		err = h.cordon(ctx, l)
+	case effect == lifecycle.EffectEmpty && d.Unready:
+		err = h.abandon(ctx, l)
 	case effect == lifecycle.EffectEmpty:
 		err = h.finishJobs(ctx, l)
 	case effect == lifecycle.EffectEvict:
@@ -231,8 +233,11 @@ func (h *Handler) cordon(ctx context.Context, l *lease) error {
 	case node.ClaimID == "" || d.ClaimID != "" && node.ClaimID != d.ClaimID:
 		return h.notOurs(ctx, l, node)
 	}
+	if d.Unready && node.Ready {
+		return h.recovered(ctx, l)
+	}
 	var foreseen []lifecycle.Blocker
-	if d.Goal != lifecycle.GoalCordon {
+	if d.Goal != lifecycle.GoalCordon && !d.Unready {
 		pods, err := moving(ctx, c, d.Node)
 		if err != nil {
 			return err

@@ -35,6 +35,7 @@ type world struct {
 type worldNode struct {
 	claim         string
 	unschedulable bool
+	unready       bool
 	cordonedBy    string
 }
 
@@ -122,7 +123,7 @@ func (w *world) Node(ctx context.Context, name string) (Node, error) {
 	if n == nil {
 		return Node{}, ErrNotFound
 	}
-	return Node{Name: name, ClaimID: n.claim}, nil
+	return Node{Name: name, ClaimID: n.claim, Ready: !n.unready}, nil
 }
 
 func (w *world) Cordon(ctx context.Context, name, request string) (bool, error) {

@@ -31,7 +31,7 @@ func (c drainCluster) Node(ctx context.Context, name string) (draining.Node, err
 	if err != nil {
 		return draining.Node{}, drainError(err)
 	}
-	return draining.Node{Name: n.Name, ClaimID: n.Labels[events.LabelClaim]}, nil
+	return draining.Node{Name: n.Name, ClaimID: n.Labels[events.LabelClaim], Ready: nodeObject(n).Ready}, nil
 }
 
 func (c drainCluster) Cordon(ctx context.Context, name, request string) (bool, error) {

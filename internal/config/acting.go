@@ -104,6 +104,9 @@ func (c *Config) Warnings() []Problem {
 					warn(at+".externalgrpc.address", "whoever reaches this port makes and deletes nodes, and what is said travels unencrypted; use tls")
 				}
 			}
+			if after := p.ScaleUp.ReplaceUnreadyAfter; p.Repair.Enabled && after >= p.Repair.After {
+				warn(at+".scale_up.replace_unready_after", fmt.Sprintf("is %s and never comes to count: a node that is not Ready is removed after %s (repair.after)", after, p.Repair.After))
+			}
 			if p.Max == 0 {
 				warn(at+".max", "is 0: the pool never gets a node")
 			}

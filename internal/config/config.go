@@ -89,6 +89,7 @@ type Pool struct {
 	Drain            Drain             `yaml:"drain" doc:"How nodes are emptied."`
 	ScaleUp          ScaleUp           `yaml:"scale_up" doc:"When nodes are added."`
 	ScaleDown        ScaleDown         `yaml:"scale_down" doc:"When nodes are removed."`
+	Repair           Repair            `yaml:"repair" doc:"When a node that is not Ready is removed."`
 	Docker           *Docker           `yaml:"docker" doc:"Settings of the docker provider."`
 	ExternalGRPC     *ExternalGRPC     `yaml:"externalgrpc" doc:"Settings of the externalgrpc provider."`
 }
@@ -134,10 +135,20 @@ type Drain struct {
 	Unmanaged    string          `yaml:"unmanaged" default:"block" enum:"block,delete" doc:"Pods that no controller would create again elsewhere: 'block' keeps the node, 'delete' evicts them for good, as kubectl drain does with --force."`
 }
 
+// Repair is when a node that is not Ready is removed. Managed Kubernetes replaces
+// nodes after about ten minutes, the cluster autoscaler removes unneeded unready ones
+// after twenty, Karpenter repairs after thirty; Kubernetes itself gives the pods of
+// such a node up after five. Ten minutes are longer than a host takes to start anew,
+// and since the machine is stopped before its Node object goes, no pod runs twice.
+type Repair struct {
+	Enabled bool            `yaml:"enabled" default:"true" doc:"Nodes that are not Ready for too long are removed, and replaced as far as the minimum, pods and all else ask for it. Their pods are not waited for: the machine is stopped, and Kubernetes takes them away with the Node object. False: they stay until somebody removes them."`
+	After   events.Duration `yaml:"after" default:"10m" doc:"How long. Stretches add up unless the node was Ready for a fifth of this time in between. A node stays if too many are not Ready (policy.max_unready_count), while the pool is paused or backs off, and if it keeps the data of a pod (hostPath, local volumes)."`
+}
+
 // ScaleUp is when nodes are added.
 type ScaleUp struct {
 	Cooldown            events.Duration `yaml:"cooldown" default:"3m" doc:"Between two scale-ups by the same pool's alerts; pending pods do not wait."`
-	ReplaceUnreadyAfter events.Duration `yaml:"replace_unready_after" doc:"The minimum no longer counts on a node that has not been Ready for so long: another comes, below max, and both stay if it comes back, until scale_down finds one unneeded. Absent: never. Nodes that are lost are always replaced."`
+	ReplaceUnreadyAfter events.Duration `yaml:"replace_unready_after" doc:"The minimum no longer counts on a node that has not been Ready for so long: another comes, below max, and both stay if it comes back, until scale_down finds one unneeded. Absent: never, it is replaced when it is removed (repair). Nodes that are lost are always replaced."`
 }
 
 // ScaleDown is when nodes are removed.

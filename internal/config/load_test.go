@@ -121,6 +121,8 @@ func TestPolicyHoldsWhatDecisionReads(t *testing.T) {
 	require.Nil(t, p.Pools[1].Headroom)
 	require.Equal(t, 5*time.Minute, p.Pools[0].ReplaceUnreadyAfter.Std())
 	require.Zero(t, p.Pools[1].ReplaceUnreadyAfter)
+	require.Equal(t, 15*time.Minute, p.Pools[0].RepairAfter.Std())
+	require.Equal(t, 10*time.Minute, p.Pools[1].RepairAfter.Std())
 	require.Equal(t, 2*time.Hour, p.Pools[0].JobsDeadline.Std())
 	require.Zero(t, p.Pools[1].JobsDeadline, "pods of Jobs are evicted like all others")
 	require.Equal(t, []string{"force", "delete", "delete"}, []string{p.Pools[0].DrainOnDeadline, p.Pools[0].DrainLocalStorage, p.Pools[0].DrainUnmanaged})

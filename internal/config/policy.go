@@ -107,6 +107,9 @@ func (p Pool) policy() events.PoolPolicy {
 	if p.Drain.Unmanaged == events.PodsDelete {
 		out.DrainUnmanaged = events.PodsDelete
 	}
+	if p.Repair.Enabled {
+		out.RepairAfter = p.Repair.After
+	}
 	if p.ScaleDown.Jobs == JobsFinish {
 		out.JobsDeadline = p.ScaleDown.JobsDeadline
 	}

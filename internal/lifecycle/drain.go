@@ -190,6 +190,9 @@ type Drain struct {
 	// UndoAnyone says that a person asked for the undo: any cordon is undone, not
 	// only that of the request.
 	UndoAnyone bool `json:"undo_anyone,omitempty"`
+	// Unready says that the node has not been Ready for too long: its pods are left to
+	// Kubernetes, unless it is Ready after all.
+	Unready bool `json:"unready,omitempty"`
 	// UndoReason says why an undo is under way: DrainDeadline, Cancelled, ...
 	UndoReason Reason `json:"undo_reason,omitzero"`
 }

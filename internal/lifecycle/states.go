@@ -60,7 +60,7 @@ var nodeStates = []State{
 	{Name: string(Ready), Means: "it is capacity", Effect: EffectNone,
 		Waits: "a decision to remove it, or the API server"},
 	{Name: string(Unready), Means: "it was Ready and is not", Effect: EffectNone,
-		Waits: "its kubelet, or a decision to repair it", Next: "it becomes Ready again, or is replaced (repair_after)"},
+		Waits: "its kubelet, or a decision to repair it", Next: "it becomes Ready again, or is removed (repair.after)"},
 	{Name: string(Failed), Means: "the claim failed; what it created is cleaned up", Effect: EffectRemove,
 		Next: "what is left of it is cleaned up"},
 	{Name: string(Lost), Means: "it vanished unasked; what is left is cleaned up", Effect: EffectRemove,

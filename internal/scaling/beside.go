@@ -13,7 +13,7 @@ import (
 //	live:  requests, holds, pauses, claims, drains, when nodes were added, removed,
 //	       or not removed after all, when the program started
 //	own:   alerts and signals that its rules know, what its metric rules remember,
-//	       since when nodes are unneeded, what was needed
+//	       since when nodes are unneeded, for how long they are not Ready, what was needed
 //	       within its stabilization window, backoff, flaps, which drains it has counted
 //	       a need against, what was last said of a pool; and the removals of the last
 //	       hour, which the live state remembers only as far as its limit needs
@@ -23,6 +23,7 @@ import (
 func (own State) Situation(live State) State {
 	s, mine := live.clone(), own.clone()
 	s.Signals, s.Metrics = mine.Signals, mine.Metrics
+	s.Unready = mine.Unready
 	s.Alerts, s.Unneeded, s.TrustedAt, s.Removals, s.Pools = mine.Alerts, mine.Unneeded, mine.TrustedAt, mine.Removals, mine.Pools
 	for node, d := range s.Drains {
 		d.Counted = mine.Drains[node].Counted && mine.Drains[node].DecidedAt.Equal(d.DecidedAt)

@@ -56,6 +56,8 @@ type Order struct {
 	// budgets aside. Evicts is what may be evicted before.
 	Force  bool             `json:"force,omitempty"`
 	Evicts evictable.Policy `json:"evicts,omitzero"`
+	// Unready says that the node is removed because it is not Ready for too long.
+	Unready bool `json:"unready,omitempty"`
 }
 
 // Reason is a code for programs and a sentence for people.
@@ -74,6 +76,7 @@ const (
 	CodeEmergency          = "Emergency"          // it is because nodes are lost or not Ready for too long
 	CodeRequest            = "Requested"          // a person or tool asked
 	CodeUnneeded           = "NodeUnneeded"       // utilisation is low and the pods fit elsewhere
+	CodeUnready            = "NodeUnready"        // it has not been Ready for too long
 	CodeHeadroom           = "Headroom"           // less is free than the pool keeps for pods to come
 	CodeNewDemand          = "NewDemand"          // a drain is called off because the node is needed
 	CodeSteady             = "Steady"             // nothing proposes anything
@@ -115,6 +118,7 @@ const (
 	RuleHeadroom      = "headroom"
 	RuleHold          = "hold"
 	RuleEmergency     = "emergency"
+	RuleRepair        = "repair"
 )
 
 // Verdicts of a rule besides Up and Down.

@@ -31,6 +31,7 @@ type evaluation struct {
 	placed  []Placement
 	pending int
 	unready *Guard            // too many nodes are unready
+	repairs []time.Time       // when nodes that are not Ready are to be repaired
 	renamed map[string]string // former names of pools; see Policy.renamed
 
 	returnable []string          // nodes whose removal was decided, unless it would lead to a new one
@@ -159,6 +160,7 @@ func (e *evaluation) run() bool {
 		e.reconcile()
 		e.measure()
 		e.nodeRequests()
+		e.repair()
 		e.scaleUp()
 		e.scaleDown()
 	}

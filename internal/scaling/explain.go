@@ -76,6 +76,9 @@ func (e *evaluation) next(decisions []Decision) time.Time {
 		}
 		ends(p.st.RemovedAt.Add(p.ScaleDownCooldown))
 	}
+	for _, at := range e.repairs {
+		ends(at)
+	}
 	if e.world != nil {
 		for _, n := range e.world.order {
 			if n.kind == kindStarting {

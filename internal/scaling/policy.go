@@ -98,6 +98,7 @@ type Pool struct {
 
 	ScaleUpCooldown      time.Duration // between two scale-ups by alert
 	ReplaceUnreadyAfter  time.Duration // then the minimum no longer counts on a node that is not Ready; 0: never
+	RepairAfter          time.Duration // then a node that is not Ready is removed; 0: never
 	ScaleDownAfterAdd    time.Duration // no removal this long after an addition
 	ScaleDownAfterFail   time.Duration // no removal this long after a failed one
 	ScaleDownCooldown    time.Duration // between two removals

@@ -28,6 +28,7 @@ func draw(t *rapid.T, tb testing.TB) *setup {
 		cores := int64(rapid.IntRange(1, 3).Draw(t, "cores"))
 		p.Size.CPUMilli, p.Size.MemoryBytes = cores*p.Size.CPUMilli, cores*p.Size.MemoryBytes
 		p.ReplaceUnreadyAfter = time.Duration(rapid.IntRange(0, 2).Draw(t, "replaced after")) * time.Minute
+		p.RepairAfter = time.Duration(rapid.IntRange(0, 3).Draw(t, "repaired after")) * time.Minute
 		p.Priority = rapid.IntRange(-1, 1).Draw(t, "priority")
 		p.PriceMicros = rapid.Int64Range(0, 3).Draw(t, "price") * 10_000
 		if rapid.Bool().Draw(t, "tainted") {
@@ -133,7 +134,7 @@ func happen(t *rapid.T, s *setup) {
 	case 10:
 		if node != "" {
 			n := s.nodeOf(node)
-			n.Ready = !n.Ready
+			n.Ready, n.ReadySince = !n.Ready, s.now
 			for i := range s.obs.Records {
 				if r := &s.obs.Records[i]; r.Name == node && (r.Phase == PhaseReady || r.Phase == PhaseUnready) {
 					r.Phase, r.Since = map[bool]string{true: PhaseReady, false: PhaseUnready}[n.Ready], s.now
@@ -269,7 +270,7 @@ func check(t *testing.T, s *setup, before State, res Result, stale bool) {
 		require.NotContains(t, s.policy.ProtectedNodes, o.Node)
 		require.False(t, stale, "stale data removes nothing")
 		for _, p := range s.obs.Pods {
-			if p.Node == o.Node {
+			if p.Node == o.Node && !o.Unready {
 				require.NotEmpty(t, p.OwnerKind, "a pod without a controller is lost")
 			}
 		}

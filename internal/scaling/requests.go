@@ -203,9 +203,10 @@ func (e *evaluation) decisionID(p *poolRun) string {
 
 // remove decides the removal of a node. The caller has checked every guard;
 // what can't be waived is checked once more here, so that no path around it
-// exists: it must be ours and not protected, and the pool must keep its minimum.
+// exists: it must be ours and not protected, and the pool must keep its minimum,
+// on which a node that is to be repaired does not count.
 func (e *evaluation) remove(n *simNode, p *poolRun, why Reason, r Request) bool {
-	if !n.owned || n.leaves || slices.Contains(e.policy.ProtectedNodes, n.name) || e.belowMin(p, n) {
+	if !n.owned || n.leaves || slices.Contains(e.policy.ProtectedNodes, n.name) || !r.repair && e.belowMin(p, n) {
 		return false
 	}
 	d := Drain{Node: n.name, Pool: n.pool, DecisionID: e.decisionID(p), RequestID: r.ID, DecidedAt: e.now,

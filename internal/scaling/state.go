@@ -33,6 +33,8 @@ type State struct {
 	Drains   map[string]Drain       `json:"drains,omitempty"`   // in flight, by node
 	Unneeded map[string]time.Time   `json:"unneeded,omitempty"` // since when, by node
 	Pools    map[string]PoolState   `json:"pools,omitempty"`
+	// Unready is for how long nodes have not been Ready, by node: see repair.
+	Unready map[string]Unwell `json:"unready,omitempty"`
 	// Removals are when the removals of nodes were decided within the last hour,
 	// oldest first, as many as count. What was called off is not among them.
 	Removals []time.Time `json:"removals,omitempty"`
@@ -110,7 +112,8 @@ type Request struct {
 	ExpiresAt time.Time `json:"expires_at"`          // of the request: by then it has come to pass or is dropped
 	HoldUntil time.Time `json:"hold_until,omitzero"` // of its effect, for up and to: until then the nodes are kept
 
-	code string // of the reason, where nobody asked; empty: CodeAlert
+	code   string // of the reason, where nobody asked; empty: CodeAlert
+	repair bool   // of a node that is not Ready: the minimum does not count on it
 }
 
 // Pause stops every change of a pool.
@@ -174,6 +177,7 @@ func (s State) clone() State {
 	s.Claims = cloneMap(s.Claims)
 	s.Drains = cloneMap(s.Drains)
 	s.Unneeded = cloneMap(s.Unneeded)
+	s.Unready = cloneMap(s.Unready)
 	s.Pools = cloneMap(s.Pools)
 	s.Removals = slices.Clone(s.Removals)
 	for name, p := range s.Pools {

@@ -183,13 +183,13 @@ func (v *View) last(ctx context.Context, cluster, pool string) (*api.DecisionLin
 
 // Nodes implements api.World: ours first, then the others, by name.
 func (v *View) Nodes(ctx context.Context) ([]api.Node, error) {
-	rules := map[string]scaling.Policy{}
+	memories := map[string]Memory{}
 	for _, cluster := range v.o.Clusters {
 		m, _, err := v.o.Memories.Memory(ctx, cluster)
 		if err != nil {
 			return nil, fmt.Errorf("read decision's record of %s: %w", cluster, err)
 		}
-		rules[cluster] = m.Rules
+		memories[cluster] = m
 	}
 	v.mu.RLock()
 	defer v.mu.RUnlock()
@@ -215,8 +215,8 @@ func (v *View) Nodes(ctx context.Context) ([]api.Node, error) {
 		}
 		load(f, nodes)
 		for _, n := range nodes {
-			n.Pool = rules[cluster].PoolOf(n.Pool)
-			n.Position = v.position(n)
+			n.Pool = memories[cluster].Rules.PoolOf(n.Pool)
+			n.Position = v.position(n, memories[cluster])
 			out = append(out, *n)
 		}
 	}

@@ -132,4 +132,6 @@ func (w *world) memory(context.Context, string) (view.Memory, bool, error) {
 // the snapshots say of them counts.
 type noLives struct{}
 
-func (noLives) Position(string, string) (lifecycle.Position, bool) { return lifecycle.Position{}, false }
+func (noLives) Position(string, string) (lifecycle.Position, bool) {
+	return lifecycle.Position{}, false
+}

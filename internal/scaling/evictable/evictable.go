@@ -81,7 +81,7 @@ func (p Policy) Keeps(pod Pod) []Reason {
 			"delete the pod, annotate it " + SafeToEvict + "=true, or set drain.unmanaged: delete for the pool"})
 	}
 	if !p.DeleteLocal {
-		if vs := lasting(pod); len(vs) > 0 {
+		if vs := Lasting(pod); len(vs) > 0 {
 			out = append(out, Reason{CodeLocalStorage, fmt.Sprintf("keeps data on the node in %s", list(vs)),
 				"move the data, annotate the pod " + SafeToEvict + "=true, or set drain.local_storage: delete for the pool"})
 		}
@@ -140,9 +140,9 @@ func bundled(pod Pod) bool {
 	return pod.Namespace == SystemNamespace && slices.ContainsFunc(bundledApps, func(a bundledApp) bool { return pod.Labels[a.label] == a.value })
 }
 
-// lasting are the volumes of a pod that live on its node and that nobody has
+// Lasting are the volumes of a pod that live on its node and that nobody has
 // declared safe to lose.
-func lasting(pod Pod) []Volume {
+func Lasting(pod Pod) []Volume {
 	if len(pod.Local) == 0 {
 		return nil
 	}
