@@ -36,6 +36,8 @@ func (h *Handler) occupants(ctx context.Context, l *lease) (c Cluster, here []Po
 		return nil, nil, false, fmt.Errorf("look at the node: %w", err)
 	case d.ClaimID != "" && node.ClaimID != d.ClaimID:
 		return nil, nil, true, h.notOurs(ctx, l, node)
+	case d.Unready && node.Ready:
+		return nil, nil, true, h.recovered(ctx, l)
 	}
 	here, err = moving(ctx, c, d.Node)
 	return c, here, false, err

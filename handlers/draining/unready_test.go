@@ -60,6 +60,28 @@ func TestANodeThatIsReadyAfterAllStays(t *testing.T) {
 	}
 }
 
+func TestANodeThatVanishesOrIsAnothersBehindItsCordonIsLeftAlone(t *testing.T) {
+	t.Parallel()
+	for code, change := range map[string]func(w *world){
+		ReasonNodeGone: func(w *world) { delete(w.nodes, testNode) },
+		ReasonNotOurs:  func(w *world) { w.nodes[testNode].claim = "another" },
+	} {
+		t.Run(code, func(t *testing.T) {
+			t.Parallel()
+			b := setup(t)
+			b.world.change(func(w *world) { w.nodes[testNode].unready = true })
+			b.start(func(step string, _ func()) {
+				if step == "draining/cordon/after" {
+					b.world.change(change)
+				}
+			})
+			b.request(lifecycle.GoalRemove, unready)
+			require.Equal(t, code, await[events.NodeUncordoned](b, 1).Reason.Code)
+			require.Empty(t, find[events.NodeDrained](b))
+		})
+	}
+}
+
 func TestOnlyARemovalLeavesPodsBehind(t *testing.T) {
 	t.Parallel()
 	now := time.Now()

@@ -29,7 +29,7 @@ func (e Effect) Explain() string {
 		EffectRemove:   "stop the machine, delete the Node object, the password secret and the machine, in this order",
 		EffectForget:   "forget the record after a day",
 		EffectCordon:   "look at whatever could forbid the drain, then cordon",
-		EffectEmpty:    "look at the pods",
+		EffectEmpty:    "look at the pods: those of Jobs may end first, those of a node that is repaired are left, else the evictions begin",
 		EffectEvict:    "evict, look, and look once more when the node seems empty",
 		EffectUncordon: "uncordon",
 		EffectLook:     "look from time to time whether the node still exists",

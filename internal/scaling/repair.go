@@ -73,13 +73,10 @@ func (e *evaluation) repair() {
 		rule.Verdict, rule.Delta = Down, -1
 		why := Reason{CodeUnready, fmt.Sprintf("node %s has not been Ready for %s, longer than repair.after of pool %s, %s: it is removed without waiting for its pods, whose kubelet answers nobody",
 			s.n.name, lasts(s.u.At(e.now).Truncate(time.Second)), s.p.Name, lasts(s.p.RepairAfter))}
-		switch g := e.repairGuard(s); {
-		case g != nil:
+		if g := e.repairGuard(s); g != nil {
 			s.p.held(g, why)
 			rule.Message = g.Message
-		case !e.remove(s.n, s.p, why, Request{repair: true}):
-			rule.Verdict, rule.Delta, rule.Message = None, 0, "is not ours to remove"
-		default:
+		} else if e.remove(s.n, s.p, why, Request{repair: true}) {
 			e.drains[len(e.drains)-1].Unready = true
 			// A node that comes in its place is no sign that too many were removed.
 			d := e.s.Drains[s.n.name]

@@ -90,16 +90,27 @@ func TestWhatKeepsANodeFromBeingRepaired(t *testing.T) {
 			s.policy.MaxRemovalsPerHour = 1
 			s.state.Removals = []time.Time{t0.Add(5 * time.Minute)}
 		}, "max_removals_per_hour"},
+		"another that leaves": {func(s *setup) {
+			s.record("a-1").Drain = &DrainRecord{Goal: GoalRemove, Phase: DrainDraining, RequestID: "r"}
+		}, "max_removals"},
+		"a pod of which nothing is known": {func(s *setup) {
+			pod(s, LocalVolume{Name: "tmp", Kind: evictable.EmptyDir})
+			s.obs.Classes = nil
+		}, "repair"},
+		"a pod of a DaemonSet": {func(s *setup) {
+			pod(s, LocalVolume{Name: "data", Kind: "hostPath"})
+			s.obs.Pods[0].OwnerKind = "DaemonSet"
+		}, ""},
 		"protection":    {func(s *setup) { s.policy.ProtectedNodes = []string{"a-2"} }, "repair"},
 		"an annotation": {func(s *setup) { s.nodeOf("a-2").Annotations = map[string]string{AnnotationDoNotDisrupt: "true"} }, "repair"},
-		"data":          {func(s *setup) { pod(s, LocalVolume{"data", "persistentVolumeClaim"}) }, "repair"},
-		"scratch data":  {func(s *setup) { pod(s, LocalVolume{"tmp", evictable.EmptyDir}) }, ""},
+		"data":          {func(s *setup) { pod(s, LocalVolume{Name: "data", Kind: "persistentVolumeClaim"}) }, "repair"},
+		"scratch data":  {func(s *setup) { pod(s, LocalVolume{Name: "tmp", Kind: evictable.EmptyDir}) }, ""},
 		"data that may be lost": {func(s *setup) {
-			pod(s, LocalVolume{"data", "hostPath"})
+			pod(s, LocalVolume{Name: "data", Kind: "hostPath"})
 			s.obs.Pods[0].Annotations = map[string]string{evictable.SafeToEvict: "true"}
 		}, ""},
 		"a pod that asks to stay": {func(s *setup) {
-			pod(s, LocalVolume{"tmp", evictable.EmptyDir})
+			pod(s, LocalVolume{Name: "tmp", Kind: evictable.EmptyDir})
 			s.obs.Pods[0].Annotations, s.obs.Pods[0].OwnerKind = map[string]string{AnnotationDoNotDisrupt: "true"}, ""
 		}, ""},
 		"a window without removals": {func(s *setup) { s.pool("a").Budgets = []RemovalBudget{{Nodes: "0"}} }, ""},
@@ -152,6 +163,21 @@ func TestANodeThatWasReadyUnseenBeginsAnew(t *testing.T) {
 	s.nodeOf("a-2").ReadySince = s.now.Add(-time.Minute) // the record did not hear of it
 	require.Empty(t, s.evaluate().Drains)
 	require.Equal(t, Unwell{Since: s.now.Add(-time.Minute)}, s.state.Unready["a-2"])
+}
+
+func TestTimesThatCanNotBeAreNow(t *testing.T) {
+	t.Parallel()
+	later, well := t0.Add(time.Minute), 2*time.Minute
+	node := func(ready bool, changed time.Time) *simNode {
+		return &simNode{node: &Node{Ready: ready, ReadySince: changed}, record: &Record{Phase: PhaseReady}}
+	}
+	require.Equal(t, Unwell{Since: later}, Unwell{}.now(later, node(false, time.Time{}), well), "nobody knows since when")
+	require.Equal(t, Unwell{Since: later}, Unwell{}.now(later, node(false, later.Add(time.Hour)), well), "another clock is ahead")
+	for _, changed := range []time.Time{{}, t0.Add(-time.Hour), later.Add(time.Hour)} {
+		require.Equal(t, Unwell{For: time.Minute, ReadyAt: later}, Unwell{Since: t0}.now(later, node(true, changed), well))
+	}
+	require.Equal(t, time.Minute, Unwell{For: time.Minute}.At(later), "it is Ready")
+	require.Zero(t, Pool{}.RepairsAt(Unwell{Since: t0}))
 }
 
 func TestANodeThatComesAndGoesIsRepairedOnlyIfItIsNeverWell(t *testing.T) {

@@ -33,13 +33,15 @@ var floors = []struct {
 // by a pattern of their names: every statement of theirs is covered.
 var removing = []struct{ file, functions string }{
 	{"internal/scaling/down.go", `scaleDown|downRequest|take|downAlerts|unneeded|shrink|shrinkGuard|needed`},
-	{"internal/scaling/removable.go", `candidates|blockers|podBlockers|rehome|home|allowed`},
+	{"internal/scaling/removable.go", `candidates|blockers|podBlockers|rehome|home`},
 	{"internal/scaling/requests.go", `nodeRequest|belowMin|remove`},
 	{"internal/scaling/guards.go", `downGuard|notForRemoval|tooOld|tooYoung`},
+	{"internal/scaling/repair.go", `[a-zA-Z]+`},
 	{"handlers/draining/evict.go", `[a-zA-Z]+`},
 	{"handlers/draining/keep.go", `[a-zA-Z]+`},
 	{"handlers/draining/force.go", `[a-zA-Z]+`},
 	{"internal/scaling/evictable/evictable.go", `[a-zA-Z]+`},
+	{"handlers/draining/unready.go", `[a-zA-Z]+`},
 	{"handlers/draining/work.go", `cordon|settle|gone|abort|notOurs|retry|beginEvicting`},
 	{"handlers/draining/handle.go", `requested`},
 	{"handlers/provisioning/remove.go", `[a-zA-Z]+`},
