@@ -109,6 +109,10 @@ lint: $(LINT) ## Static checks and the import rules of the layout
 generate: ## Regenerate the schemas and references under docs/reference, and docs/explanations.md
 	go run ./internal/docgen -out docs/reference -explanations docs/explanations.md
 
+.PHONY: proto
+proto: ## Regenerate the Go code of protocol definitions
+	cd internal/tools/proto && go run .
+
 .PHONY: verify
 verify: lint ## lint, and generated files, formatting and go.mod are as committed
 	$(MAKE) generate
