@@ -69,7 +69,7 @@ var nodeStates = []State{
 		Waits: "provider and API server", Next: "its machine and Node object are removed"},
 	{Name: string(Removed), Means: "nothing of it is left; what turns up again is removed, too", Effect: EffectRemove,
 		Next: "its record is forgotten"},
-	{Name: string(Renamed), Means: "the provider named its node: the life goes on in a record of that name", Effect: EffectNone,
+	{Name: string(Renamed), Means: "its life goes on in the record of its Node, which the provider has named", Effect: EffectRemove,
 		Next: "its record is forgotten"},
 }
 
@@ -117,7 +117,7 @@ func (d *Drain) Effect() Effect { return describe(drainStates, string(d.Phase), 
 // under way brings it about. All else that the table does not have is impossible.
 var nodeMoot = map[NodeEvent][]Phase{
 	// The claim is known. Another one for the same name fails with a reason of its own.
-	OnClaimed: {Claimed, Created, Registered, Ready, Unready, Failed, Lost, Removing, Removed},
+	OnClaimed: {Claimed, Created, Registered, Ready, Unready, Failed, Lost, Removing, Removed, Renamed},
 	// A machine that was restarted registers again; of one that is going it is late news.
 	OnRegistered: {Claimed, Registered, Ready, Unready, Removing},
 	OnReady:      {Claimed, Ready, Removing},
