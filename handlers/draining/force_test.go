@@ -211,7 +211,9 @@ func TestAskedForAgainAForcedRemovalStillSaysWhatItForced(t *testing.T) {
 func TestAPodThatWasSparedForSeveralReasonsIsForcedOnce(t *testing.T) {
 	t.Parallel()
 	b, p := begun(t, func(w *world) {
-		w.add("default", "bare", func(p *worldPod) { p.OwnerKind, p.Local = "", []evictable.Volume{{Name: "data", Kind: evictable.EmptyDir}} })
+		w.add("default", "bare", func(p *worldPod) {
+			p.OwnerKind, p.Local = "", []evictable.Volume{{Name: "data", Kind: evictable.EmptyDir}}
+		})
 	}, forced)
 	overdue(t, p)
 	require.NoError(t, workAgain(t, b, p))

@@ -4,6 +4,7 @@ package kube_test
 
 import (
 	"context"
+	"slices"
 	"testing"
 	"time"
 
@@ -12,6 +13,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	policyv1 "k8s.io/api/policy/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	klabels "k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/util/intstr"
 	"k8s.io/client-go/kubernetes"
 
@@ -63,7 +65,7 @@ func TestTheActorOnARealCluster(t *testing.T) {
 	// A budget that is used up. The pod runs, as far as the server knows.
 	labels := map[string]string{"app": "web"}
 	p, err := admin.CoreV1().Pods(ns).Create(ctx, &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Name: "web", Labels: labels},
-		Spec: corev1.PodSpec{NodeName: name, Containers: []corev1.Container{{Name: "main", Image: "pause"}}}}, metav1.CreateOptions{})
+		Spec: corev1.PodSpec{NodeName: name, TerminationGracePeriodSeconds: new(int64(7)), Containers: []corev1.Container{{Name: "main", Image: "pause"}}}}, metav1.CreateOptions{})
 	require.NoError(t, err)
 	p.Status = corev1.PodStatus{Phase: corev1.PodRunning, Conditions: []corev1.PodCondition{{Type: corev1.PodReady, Status: corev1.ConditionTrue}}}
 	p, err = admin.CoreV1().Pods(ns).UpdateStatus(ctx, p, metav1.UpdateOptions{})
@@ -86,9 +88,30 @@ func TestTheActorOnARealCluster(t *testing.T) {
 	require.Equal(t, ns+"/web", blocked.PDB)
 	require.Contains(t, blocked.Message, "needs 1 healthy pods and has 1 currently")
 
+	require.True(t, pods[0].Ready)
+	require.False(t, pods[0].Critical)
+	require.Equal(t, 7*time.Second, pods[0].Grace)
+	budgets, err := a.Budgets(ctx) // with no more than the actor's rights
+	require.NoError(t, err)
+	i := slices.IndexFunc(budgets, func(b kube.Budget) bool { return b.Namespace == ns && b.Name == "web" })
+	require.GreaterOrEqual(t, i, 0)
+	require.True(t, budgets[i].Current)
+	require.True(t, budgets[i].Selector.Matches(klabels.Set(labels)))
+	require.Equal(t, [4]int32{0, 1, 1, 1}, [4]int32{budgets[i].Allowed, budgets[i].Expected, budgets[i].Desired, budgets[i].Healthy})
+
 	require.NoError(t, admin.PolicyV1().PodDisruptionBudgets(ns).Delete(ctx, "web", metav1.DeleteOptions{}))
 	require.ErrorIs(t, a.Evict(ctx, ns, "web", "another-uid"), kube.ErrNotFound)
+	asked := time.Now()
 	require.NoError(t, a.Evict(ctx, ns, "web", string(p.UID)))
+	pods, err = a.PodsOnNode(ctx, name)
+	require.NoError(t, err)
+	require.Len(t, pods, 1, "no kubelet ends it: it is there as long as nobody takes it")
+	require.True(t, pods[0].Deleting)
+	require.WithinDuration(t, asked.Add(7*time.Second), pods[0].DeletionDeadline, 3*time.Second, "an eviction leaves the pod its own grace period")
+	require.NoError(t, a.Evict(ctx, ns, "web", string(p.UID)), "asked for again, it is on its way")
+	again, err := a.PodsOnNode(ctx, name)
+	require.NoError(t, err)
+	require.Equal(t, pods[0].DeletionDeadline, again[0].DeletionDeadline, "and its time does not begin anew")
 	require.ErrorIs(t, a.Evict(ctx, ns, "none", "uid"), kube.ErrNotFound)
 
 	_, err = admin.CoreV1().Secrets("kube-system").Create(ctx, &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Name: name + ".node-password.k3s"}}, metav1.CreateOptions{})

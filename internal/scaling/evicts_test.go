@@ -57,5 +57,5 @@ func TestOnlyRemovalsAreForced(t *testing.T) {
 	}
 	s := idle(t, "a-1", "a-2")
 	s.pool("a").ForceRemovals = true
-	require.True(t, s.until(10*time.Minute).Drains[0].Force)
+	require.True(t, s.until(10 * time.Minute).Drains[0].Force)
 }

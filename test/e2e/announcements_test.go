@@ -89,6 +89,7 @@ func TestPodsAndNodesAreToldWhatBecomesOfThem(t *testing.T) {
 	announced(t, metav1.NamespaceDefault, "Node", node, corev1.EventTypeNormal, "ScaleUp", "is Ready")
 
 	// A drain that a budget blocks.
+	spare(t, ns, "web")
 	budget(t, ns, "web", 1)
 	p.mustCLI("remove", node, "--reason", "an old disk")
 	announced(t, metav1.NamespaceDefault, "Node", node, corev1.EventTypeNormal, "ScaleDown", "to be drained and removed", "an old disk")

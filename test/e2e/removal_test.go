@@ -222,17 +222,41 @@ func TestABudgetThatForbidsEvictionStopsTheDrain(t *testing.T) {
 	for n := range running(t, ns, "web") {
 		busy = n
 	}
-	p.mustCLI("remove", busy, "--reason", "an old disk")
 	var blocked []events.NodeDrainBlocked
-	eventually(t, 30*time.Second, "the drain is blocked", func() error {
-		if blocked = payloads[events.NodeDrainBlocked](t, p); len(blocked) == 0 {
-			return fmt.Errorf("not yet")
+	isBlocked := func(n int) {
+		eventually(t, 30*time.Second, "the drain is blocked", func() error {
+			if blocked = payloads[events.NodeDrainBlocked](t, p); len(blocked) < n {
+				return fmt.Errorf("not yet")
+			}
+			return nil
+		})
+		require.Equal(t, busy, blocked[n-1].Node)
+		require.Equal(t, ns+"/web", blocked[n-1].Blockers[0].Name)
+		require.Equal(t, "PodDisruptionBudget", blocked[n-1].Blockers[0].Kind)
+	}
+	// As many healthy pods as there are: that never allows one to go.
+	p.mustCLI("remove", busy, "--reason", "an old disk")
+	isBlocked(1)
+	require.Contains(t, blocked[0].Blockers[0].Message, "never allows an eviction")
+	eventually(t, 30*time.Second, "the drain is refused", func() error {
+		if u := payloads[events.NodeUncordoned](t, p); len(u) == 0 || u[0].Reason.Code != "NotDrainable" {
+			return fmt.Errorf("not yet: %+v", u)
 		}
 		return nil
 	})
-	require.Equal(t, busy, blocked[0].Node)
-	require.Equal(t, ns+"/web", blocked[0].Blockers[0].Name)
-	require.Equal(t, "PodDisruptionBudget", blocked[0].Blockers[0].Kind)
+	require.Empty(t, p.history(events.TypeNodeCordoned), "nothing was touched")
+
+	// One more pod, which is not healthy: nothing may go now.
+	spare(t, ns, "web")
+	eventually(t, 20*time.Second, "the budget counts it", func() error {
+		b, err := admin.PolicyV1().PodDisruptionBudgets(ns).Get(context.Background(), "web", metav1.GetOptions{})
+		if err == nil && b.Status.ExpectedPods != 4 {
+			err = fmt.Errorf("status %+v", b.Status)
+		}
+		return err
+	})
+	p.mustCLI("remove", busy, "--reason", "an old disk")
+	isBlocked(2)
 	eventually(t, 40*time.Second, "the node is uncordoned", func() error {
 		for _, u := range payloads[events.NodeUncordoned](t, p) {
 			if u.Node == busy && u.Reason.Code == "DrainDeadline" {
