@@ -234,6 +234,7 @@ func TestAnImpossibleTransitionChangesNothing(t *testing.T) {
 	err = p.h.drained(l.Context(), l, nil)
 	var impossible *lifecycle.TransitionError
 	require.ErrorAs(t, err, &impossible, "a node that was never cordoned is never drained")
+	require.ErrorAs(t, p.h.force(l.Context(), l), &impossible, "nor is its drain forced")
 	require.Empty(t, b.published())
 	d, _ := b.record()
 	require.Equal(t, lifecycle.DrainRequested, d.Phase)

@@ -163,6 +163,18 @@ func TestForceWaitsForGracePeriods(t *testing.T) {
 	require.Contains(t, await[events.NodeUncordoned](b, 1).Reason.Message, "default/slow")
 }
 
+func TestAPodThatLeavesInItsTimeIsNoBlocker(t *testing.T) {
+	t.Parallel()
+	b, p := begun(t, func(w *world) {
+		w.add("default", "slow", func(p *worldPod) { p.Deleting, p.DeletionDeadline = true, time.Now().Add(10*time.Second) })
+	})
+	require.NoError(t, workAgain(t, b, p))
+	d, _ := b.record()
+	require.Equal(t, lifecycle.DrainDraining, d.Phase)
+	require.Equal(t, 1, d.Remaining)
+	require.Empty(t, d.Blockers)
+}
+
 func TestADrainThatLeavesTheNodeIsNotForced(t *testing.T) {
 	t.Parallel()
 	b := setup(t)

@@ -3,6 +3,7 @@ package scaling
 import (
 	"slices"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 	"pgregory.net/rapid"
@@ -50,15 +51,39 @@ func plain(c PodClass) bool {
 	return len(c.PodAffinity)+len(c.PodAntiAffinity)+len(c.Spread)+len(c.HostPorts)+len(c.Volumes)+len(c.NodeAffinity)+len(c.NodeSelector)+len(c.Unsimulated) == 0
 }
 
+// leaving is a cluster of which some nodes are on their way out already: decided by the
+// autoscaler, and as far as chance has it.
+func leaving(rt *rapid.T, t *testing.T) *setup {
+	s := draw(rt, t)
+	for i := range s.policy.Pools {
+		s.policy.Pools[i].Max += 3
+	}
+	s.state.Drains = map[string]Drain{}
+	for i := range s.obs.Records {
+		r := &s.obs.Records[i]
+		if !rapid.Bool().Draw(rt, "leaves") {
+			continue
+		}
+		s.state.Drains[r.Name] = Drain{Node: r.Name, Pool: r.Pool, DecisionID: "earlier", DecidedAt: s.now.Add(-time.Second), NotAfter: s.now.Add(time.Hour), Seen: true}
+		r.Drain = &DrainRecord{Goal: GoalRemove, RequestID: "earlier",
+			Phase: rapid.SampledFrom([]string{DrainRequested, DrainCordoned, DrainFinishing, DrainDraining, "forcing", DrainDrained}).Draw(rt, "phase")}
+	}
+	return s
+}
+
 // What is on its way out is called off before a node of the same pool is added, once,
 // and takes no part in a removal before it is uncordoned.
 func TestNewDemandCallsRemovalsOffBeforeItAddsNodes(t *testing.T) {
 	t.Parallel()
 	called := 0
 	rapid.Check(t, func(rt *rapid.T) {
-		s := draw(rt, t)
+		s := leaving(rt, t)
 		for range rapid.IntRange(5, 25).Draw(rt, "steps") {
-			happen(rt, s)
+			if rapid.Bool().Draw(rt, "demand") {
+				s.pods(s.obs.Classes[rapid.IntRange(0, len(s.obs.Classes)-1).Draw(rt, "class")].ID, "", rapid.IntRange(1, 3).Draw(rt, "pods"))
+			} else {
+				happen(rt, s)
+			}
 			before := s.state
 			res := s.evaluate()
 			called += len(res.Cancels)
