@@ -150,7 +150,8 @@ func Attach(ctx context.Context, opts Options) (*Env, error) {
 }
 
 // Stop ends the environment in the state folder, whoever started it, and
-// removes the folder. It is idempotent, and works on what a crashed run left.
+// removes the folder; control planes beside it (StartPlane) that nobody uses any
+// more go as well. It is idempotent, and works on what a crashed run left.
 func Stop(ctx context.Context, opts Options) error {
 	opts, err := opts.withDefaults()
 	if err != nil {
@@ -161,7 +162,7 @@ func Stop(ctx context.Context, opts Options) error {
 		return err
 	}
 	defer unlock()
-	return down(ctx, opts)
+	return errors.Join(down(ctx, opts), endPlanes(opts))
 }
 
 // Stop ends the environment.

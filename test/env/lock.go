@@ -61,14 +61,25 @@ func shareFile(path string) (*os.File, error) {
 
 // isFree says whether nobody shares the file.
 func isFree(path string) (bool, error) {
-	file, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o600)
-	if err != nil {
-		return false, err
+	file, free, err := tryLock(path)
+	if free {
+		unlockFile(file)
 	}
-	defer unlockFile(file)
+	return free, err
+}
+
+// tryLock takes an exclusive lock, if nobody has one.
+func tryLock(path string) (file *os.File, free bool, err error) {
+	if file, err = os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o600); err != nil {
+		return nil, false, err
+	}
 	err = syscall.Flock(int(file.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
-	if errors.Is(err, syscall.EWOULDBLOCK) {
-		return false, nil
+	if err == nil {
+		return file, true, nil
 	}
-	return err == nil, err
+	_ = file.Close()
+	if errors.Is(err, syscall.EWOULDBLOCK) {
+		err = nil
+	}
+	return nil, false, err
 }
