@@ -67,25 +67,11 @@ func Compare(s *Scheduler, c *Case, know func(*Case) *Case) (Outcome, error) {
 			return out, fmt.Errorf("decide: %w", err)
 		}
 		waiting := c.Waiting()
-		for _, claim := range res.Claims {
-			i := slices.IndexFunc(c.Pools, func(p scaling.Pool) bool { return p.Name == claim.Pool })
-			n := NewNode(c.Pools[i], claim.Node, claim.ID)
-			c.Nodes = append(c.Nodes, n)
-			c.Pods = append(c.Pods, c.DaemonPods(n)...)
-			c.Records = append(c.Records, Record(claim.Pool, claim.Node, claim.ID))
-		}
 		out.Nodes += len(res.Claims)
 		if out.Rounds == 0 {
 			out.First = len(res.Claims)
 		}
-		// Until the nodes are there, the nominated pods have got their room.
-		for _, p := range c.Pods {
-			if n := p.Status.NominatedNodeName; n != "" && p.Spec.NodeName == "" {
-				bind(p, n)
-			}
-		}
-		// The pods of DaemonSets come with the node.
-		if err := run(s, c, c.pending(ofDaemonSet)); err != nil {
+		if err := c.grow(s, res.Claims); err != nil {
 			return out, err
 		}
 		var pods, nodes []string
@@ -116,7 +102,51 @@ func Compare(s *Scheduler, c *Case, know func(*Case) *Case) (Outcome, error) {
 			break
 		}
 	}
-	return out, judge(s, c, promised, &out)
+	err = judge(s, c, promised, &out)
+	return out, err
+}
+
+// grow adds the claimed nodes, and what comes with them.
+func (c *Case) grow(s *Scheduler, claims []scaling.Claim) error {
+	for _, claim := range claims {
+		i := slices.IndexFunc(c.Pools, func(p scaling.Pool) bool { return p.Name == claim.Pool })
+		n := NewNode(c.Pools[i], claim.Node, claim.ID)
+		c.Nodes = append(c.Nodes, n)
+		c.Pods = append(c.Pods, c.DaemonPods(n)...)
+		c.Records = append(c.Records, Record(claim.Pool, claim.Node, claim.ID))
+	}
+	// Until the nodes are there, the nominated pods have got their room.
+	for _, p := range c.Pods {
+		if n := p.Status.NominatedNodeName; n != "" && p.Spec.NodeName == "" {
+			bind(p, n)
+		}
+	}
+	// The pods of DaemonSets come with the node.
+	return run(s, c, c.pending(ofDaemonSet))
+}
+
+// Refusals are the placements that the scheduler would not make, by pod, if it came to
+// the pods in the order of the decision.
+func Refusals(s *Scheduler, c *Case, res scaling.Result) (map[string]string, error) {
+	c = c.Clone()
+	if err := c.grow(s, res.Claims); err != nil {
+		return nil, err
+	}
+	var pods, nodes []string
+	for _, p := range res.Placements {
+		pods, nodes = append(pods, p.Pod), append(nodes, p.Node)
+	}
+	fates, err := s.Place(c, pods, nodes)
+	if err != nil {
+		return nil, fmt.Errorf("place: %w", err)
+	}
+	out := map[string]string{}
+	for i, f := range fates {
+		if f.Node == "" {
+			out[pods[i]] = f.Reason
+		}
+	}
+	return out, nil
 }
 
 // run has the scheduler try the pods until nothing moves any more.

@@ -34,7 +34,7 @@ func (k *cluster) create(ctx context.Context, c *fit.Case) error {
 	var bound, waiting []*corev1.Pod
 	for _, p := range c.Pods {
 		switch n := node(c, p.Spec.NodeName); {
-		case metav1.GetControllerOf(p).Kind == "DaemonSet": // the controller makes them
+		case ofDaemonSet(p): // the controller makes them
 		case n != nil && !staysOn(p, n): // it would be evicted at once
 		case n != nil:
 			bound = append(bound, p)
@@ -183,15 +183,20 @@ func (k *cluster) createPod(ctx context.Context, p *corev1.Pod) error {
 	ends, foreign := p.DeletionTimestamp != nil, p.Spec.SchedulerName != "" && p.Spec.SchedulerName != corev1.DefaultSchedulerName
 	in := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: p.Namespace, Name: p.Name, Labels: p.Labels}, Spec: p.Spec}
 	out, err := k.CoreV1().Pods(p.Namespace).Create(ctx, in, metav1.CreateOptions{})
-	switch {
-	case err != nil:
+	if err != nil {
 		return fmt.Errorf("create pod %s: %w", fit.Ref(p), err)
+	}
+	k.view.wrote(k.view.pods, out)
+	switch {
 	case ends:
 		return k.CoreV1().Pods(p.Namespace).Delete(ctx, p.Name, metav1.DeleteOptions{})
 	case foreign:
 		out.Status.Conditions = append(out.Status.Conditions, corev1.PodCondition{Type: corev1.PodScheduled, Status: corev1.ConditionFalse,
 			Reason: corev1.PodReasonUnschedulable, LastTransitionTime: metav1.Now()})
-		_, err = k.CoreV1().Pods(p.Namespace).UpdateStatus(ctx, out, metav1.UpdateOptions{})
+		out, err = k.CoreV1().Pods(p.Namespace).UpdateStatus(ctx, out, metav1.UpdateOptions{})
+		if err == nil {
+			k.view.wrote(k.view.pods, out)
+		}
 	}
 	return err
 }
@@ -202,9 +207,11 @@ func (k *cluster) createDaemonSet(ctx context.Context, d *appsv1.DaemonSet) erro
 	if err := k.admit(ctx, &in.Spec.Template.Spec); err != nil {
 		return err
 	}
-	if _, err := k.AppsV1().DaemonSets(d.Namespace).Create(ctx, in, metav1.CreateOptions{}); err != nil {
+	out, err := k.AppsV1().DaemonSets(d.Namespace).Create(ctx, in, metav1.CreateOptions{})
+	if err != nil {
 		return fmt.Errorf("create DaemonSet %s: %w", keyOf(d), err)
 	}
+	k.view.wrote(k.view.daemonSets, out)
 	return nil
 }
 
@@ -221,9 +228,11 @@ func (k *cluster) createNode(ctx context.Context, n *corev1.Node, cordoned bool)
 		}
 		c.LastHeartbeatTime, c.LastTransitionTime, c.Reason = metav1.Now(), metav1.NewTime(time.Now().Add(-since)), "KubeletReady"
 	}
-	if _, err := k.CoreV1().Nodes().Create(ctx, n, metav1.CreateOptions{}); err != nil {
+	out, err := k.CoreV1().Nodes().Create(ctx, n, metav1.CreateOptions{})
+	if err != nil {
 		return fmt.Errorf("create node %s: %w", n.Name, err)
 	}
+	k.view.wrote(k.view.nodes, out)
 	return nil
 }
 
@@ -242,19 +251,21 @@ func (k *cluster) createVolumes(ctx context.Context, c *fit.Case) error {
 		v = v.DeepCopy()
 		v.UID, v.ResourceVersion, v.Status = "", "", corev1.PersistentVolumeStatus{}
 		v.Spec.Capacity, v.Spec.ClaimRef.UID, v.Spec.PersistentVolumeReclaimPolicy = size, "", corev1.PersistentVolumeReclaimRetain
-		if _, err := k.CoreV1().PersistentVolumes().Create(ctx, v, metav1.CreateOptions{}); err != nil {
+		out, err := k.CoreV1().PersistentVolumes().Create(ctx, v, metav1.CreateOptions{})
+		if err != nil {
 			return fmt.Errorf("create volume %s: %w", v.Name, err)
 		}
+		k.view.wrote(k.view.volumes, out)
 		return nil
 	}); err != nil {
 		return err
 	}
 	// A claim that comes before the controller knows its volume would wait for the
-	// controller's next round, which is quarter of a minute.
-	if err := eventually(ctx, "the volumes are available", func() (bool, error) {
+	// controller's next round.
+	if err := k.eventually(ctx, "the volumes are available", func() (bool, error) {
 		for _, v := range c.Volumes {
-			now, err := k.CoreV1().PersistentVolumes().Get(ctx, v.Name, metav1.GetOptions{})
-			if err != nil || now.Status.Phase != corev1.VolumeAvailable {
+			o, there, err := k.view.volumes.GetByKey(v.Name)
+			if err != nil || !there || o.(*corev1.PersistentVolume).Status.Phase != corev1.VolumeAvailable {
 				return false, err
 			}
 		}
@@ -266,23 +277,23 @@ func (k *cluster) createVolumes(ctx context.Context, c *fit.Case) error {
 		p = p.DeepCopy()
 		p.UID, p.ResourceVersion, p.Annotations, p.Status = "", "", nil, corev1.PersistentVolumeClaimStatus{}
 		p.Spec.Resources.Requests = size
-		if _, err := k.CoreV1().PersistentVolumeClaims(p.Namespace).Create(ctx, p, metav1.CreateOptions{}); err != nil {
+		out, err := k.CoreV1().PersistentVolumeClaims(p.Namespace).Create(ctx, p, metav1.CreateOptions{})
+		if err != nil {
 			return fmt.Errorf("create claim %s: %w", keyOf(p), err)
 		}
+		k.view.wrote(k.view.claims, out)
 		return nil
 	}); err != nil {
 		return err
 	}
-	return eventually(ctx, "the claims are bound", func() (bool, error) {
-		for _, ns := range namespaces {
-			claims, err := k.CoreV1().PersistentVolumeClaims(ns).List(ctx, metav1.ListOptions{})
-			if err != nil {
-				return false, err
-			}
-			for _, p := range claims.Items {
-				if p.DeletionTimestamp == nil && p.Spec.VolumeName != "" && p.Status.Phase != corev1.ClaimBound {
-					return false, fmt.Errorf("claim %s is %s", keyOf(&p), p.Status.Phase)
-				}
+	return k.eventually(ctx, "the claims are bound", func() (bool, error) {
+		now, err := k.see(ctx)
+		if err != nil {
+			return false, err
+		}
+		for _, p := range now.Claims {
+			if p.Spec.VolumeName != "" && p.Status.Phase != corev1.ClaimBound {
+				return false, fmt.Errorf("claim %s is %s", keyOf(p), p.Status.Phase)
 			}
 		}
 		return true, nil

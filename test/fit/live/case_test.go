@@ -5,12 +5,13 @@ package live
 import (
 	"context"
 	"fmt"
+	"maps"
 	"slices"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/util/retry"
 
 	"github.com/k3s-autoscaler/k3s-autoscaler/events"
 	"github.com/k3s-autoscaler/k3s-autoscaler/internal/scaling"
@@ -23,26 +24,37 @@ const maxRounds = 6
 
 // trial is one case in the cluster.
 type trial struct {
-	k       *cluster
-	s       *fit.Scheduler
-	c       *fit.Case // as it was generated
-	prefix  string
-	records []events.NodeRecord
-	out     outcome
+	k        *cluster
+	c        *fit.Case // as it was generated
+	prefix   string
+	records  []events.NodeRecord
+	declined map[string]bool // placements that even the scheduler's framework refuses
+	out      outcome
 }
 
 // outcome is how far the simulation and the scheduler agree on a case.
 type outcome struct {
 	fit.Outcome
 	By []string // constraints that made a difference to the first decision
+	// Outrun are promised pods that had a place when it was promised, and have none
+	// since the scheduler came to others first.
+	Outrun []string
+	// Endless says that the last round still asked for nodes.
+	Endless int
+}
+
+func (o *outcome) add(p outcome) {
+	o.Add(p.Outcome)
+	o.Endless += p.Endless
+	o.Outrun = append(o.Outrun, p.Outrun...)
 }
 
 func prefixOf(seed uint64) string { return fmt.Sprintf("s%d-", seed) }
 
-func newTrial(k *cluster, s *fit.Scheduler, seed uint64) *trial {
+func newTrial(k *cluster, seed uint64) *trial {
 	prefix := prefixOf(seed)
 	c := fit.GenerateNamed(seed, prefix)
-	t := &trial{k: k, s: s, c: c, prefix: prefix}
+	t := &trial{k: k, c: c, prefix: prefix, declined: map[string]bool{}}
 	for _, r := range c.Records {
 		t.records = append(t.records, record(r.Pool, r.Name, r.ClaimID))
 	}
@@ -70,8 +82,6 @@ func (t *trial) look(ctx context.Context) (*fit.Case, error) {
 // run has the autoscaler decide, gives the nodes to the cluster, and looks again
 // for as long as nodes come; then it looks at the pods that wait still.
 func (t *trial) run(ctx context.Context) (outcome, error) {
-	stop := t.k.beat(ctx)
-	defer stop()
 	if err := t.k.create(ctx, t.c); err != nil {
 		return t.out, fmt.Errorf("create the case: %w", err)
 	}
@@ -82,23 +92,25 @@ func (t *trial) run(ctx context.Context) (outcome, error) {
 	if err := t.before(first); err != nil {
 		return t.out, err
 	}
-	promised := map[string]bool{}
-	for t.out.Rounds = 0; t.out.Rounds < maxRounds; t.out.Rounds++ {
-		claims, err := t.round(ctx, promised)
+	asked, promised := first.Waiting(), map[string]bool{}
+	for t.out.Endless = 1; t.out.Rounds < maxRounds; t.out.Rounds++ {
+		came, err := t.round(ctx, promised)
 		if err != nil {
 			return t.out, fmt.Errorf("round %d: %w", t.out.Rounds, err)
 		}
-		if claims == 0 {
+		if !came {
+			t.out.Endless = 0
 			break
 		}
 	}
-	return t.out, t.judge(ctx, promised)
+	err = t.judge(ctx, asked, promised) // which adds to the outcome
+	return t.out, err
 }
 
 // before looks at the case as it is before anything is decided.
 func (t *trial) before(c *fit.Case) error {
 	t.out.Pods = len(c.Waiting())
-	packed, fitted, err := fit.Pack(t.s, c)
+	packed, fitted, err := fit.Pack(t.k.framework, c)
 	if err != nil {
 		return fmt.Errorf("first fit: %w", err)
 	}
@@ -107,18 +119,26 @@ func (t *trial) before(c *fit.Case) error {
 	return err
 }
 
-// round is one decision and what becomes of it.
-func (t *trial) round(ctx context.Context, promised map[string]bool) (claims int, err error) {
+// round is one decision and what becomes of it. It reports whether nodes came.
+func (t *trial) round(ctx context.Context, promised map[string]bool) (came bool, err error) {
 	c, err := t.look(ctx)
 	if err != nil {
-		return 0, err
+		return false, err
 	}
 	res, err := fit.Decide(c, t.out.Rounds)
 	if err != nil {
-		return 0, fmt.Errorf("decide: %w", err)
+		return false, fmt.Errorf("decide: %w", err)
+	}
+	refused, err := fit.Refusals(t.k.framework, c, res)
+	if err != nil {
+		return false, err
 	}
 	waiting := c.Waiting()
 	for _, p := range res.Placements {
+		if why, ok := refused[p.Pod]; ok {
+			t.out.Refused = append(t.out.Refused, fmt.Sprintf("round %d: pod %s on node %s: %s", t.out.Rounds, p.Pod, p.Node, why))
+			t.declined[p.Pod] = true
+		}
 		promised[p.Pod] = true
 		if !slices.Contains(waiting, p.Pod) {
 			t.out.Unasked = append(t.out.Unasked, fmt.Sprintf("round %d: pod %s waits for no node", t.out.Rounds, p.Pod))
@@ -132,7 +152,7 @@ func (t *trial) round(ctx context.Context, promised map[string]bool) (claims int
 	if t.k.held { // until the nodes are there, the nominated pods have got their room
 		t.k.held = false
 		if err := t.k.settle(ctx); err != nil {
-			return 0, err
+			return false, err
 		}
 	}
 	var nodes []*corev1.Node
@@ -141,7 +161,7 @@ func (t *trial) round(ctx context.Context, promised map[string]bool) (claims int
 		nodes = append(nodes, fit.NewNode(t.c.Pools[i], claim.Node, claim.ID))
 		t.records = append(t.records, record(claim.Pool, claim.Node, claim.ID))
 	}
-	return len(nodes), t.k.join(ctx, nodes)
+	return len(nodes) > 0, t.k.join(ctx, nodes)
 }
 
 // join adds nodes, with the pods of DaemonSets before all others, and waits for
@@ -159,92 +179,150 @@ func (k *cluster) join(ctx context.Context, nodes []*corev1.Node) error {
 		return err
 	}
 	if daemons {
-		if err := k.settle(ctx); err != nil {
-			return fmt.Errorf("the pods of DaemonSets: %w", err)
-		}
-		patch := []byte(`{"spec":{"unschedulable":null}}`)
-		if err := all(nodes, func(n *corev1.Node) error {
-			_, err := k.CoreV1().Nodes().Patch(ctx, n.Name, types.MergePatchType, patch, metav1.PatchOptions{})
-			return err
-		}); err != nil {
-			return err
-		}
+		return k.open(ctx, nodes)
 	}
 	return k.settle(ctx)
 }
 
-// judge looks at the pods that wait at the end.
-func (t *trial) judge(ctx context.Context, promised map[string]bool) error {
+// open uncordons the nodes once the pods of DaemonSets are there.
+func (k *cluster) open(ctx context.Context, nodes []*corev1.Node) error {
+	if err := k.settle(ctx); err != nil {
+		return fmt.Errorf("the pods of DaemonSets: %w", err)
+	}
+	if err := all(nodes, func(n *corev1.Node) error {
+		return k.changeNode(ctx, n.Name, func(n *corev1.Node) { n.Spec.Unschedulable = false })
+	}); err != nil {
+		return err
+	}
+	return k.settle(ctx)
+}
+
+// changeNode changes a node, whatever controllers do to it at the same time.
+func (k *cluster) changeNode(ctx context.Context, name string, change func(*corev1.Node)) error {
+	return retry.RetryOnConflict(retry.DefaultBackoff, func() error {
+		n, err := k.CoreV1().Nodes().Get(ctx, name, metav1.GetOptions{})
+		if err != nil {
+			return err
+		}
+		change(n)
+		if n, err = k.CoreV1().Nodes().Update(ctx, n, metav1.UpdateOptions{}); err == nil {
+			k.view.wrote(k.view.nodes, n)
+		}
+		return err
+	})
+}
+
+func ofDaemonSet(p *corev1.Pod) bool {
+	o := metav1.GetControllerOf(p)
+	return o != nil && o.Kind == "DaemonSet"
+}
+
+// judge looks at the pods that wait at the end, or are gone.
+func (t *trial) judge(ctx context.Context, asked []string, promised map[string]bool) error {
 	c, err := t.look(ctx)
 	if err != nil {
 		return err
 	}
 	waiting := c.Waiting()
 	t.out.Promised = len(promised)
-	for ref := range promised {
-		if !slices.ContainsFunc(c.Pods, func(p *corev1.Pod) bool { return fit.Ref(p) == ref && p.Spec.NodeName != "" }) {
-			t.out.Stranded = append(t.out.Stranded, fmt.Sprintf("pod %s was promised a place: %s", ref, fate(c, ref)))
+	t.out.Rejected = len(waiting)
+	var left, others []string // without a node though they were promised one; on a node since
+	for _, ref := range slices.Sorted(maps.Keys(promised)) {
+		if p := find(c, ref); p == nil || p.Spec.NodeName == "" {
+			left = append(left, ref)
 		}
 	}
-	rejected := slices.DeleteFunc(waiting, func(ref string) bool { return promised[ref] })
-	t.out.Rejected = len(rejected)
-	if len(rejected) == 0 {
-		return nil
-	}
-	// Only those that are said not to fit try the new nodes.
-	var others []*corev1.Pod
-	for _, p := range c.Pods {
-		if p.Spec.NodeName == "" && !slices.Contains(rejected, fit.Ref(p)) {
-			others = append(others, p)
+	t.out.Rejected -= len(left)
+	for _, ref := range asked {
+		if p := find(c, ref); p != nil && p.Spec.NodeName != "" {
+			others = append(others, ref)
 		}
 	}
-	if err := all(others, func(p *corev1.Pod) error { return t.k.end(ctx, p) }); err != nil {
+	fits, err := t.offer(ctx, c, waiting)
+	if err != nil {
 		return err
 	}
-	for _, p := range t.c.Pools {
-		if rejected, err = t.probe(ctx, p, rejected); err != nil {
-			return fmt.Errorf("probe %s: %w", p.Name, err)
+	for _, ref := range waiting {
+		if where := fits[ref]; where != "" {
+			t.out.Wrong = append(t.out.Wrong, fmt.Sprintf("pod %s would fit on a node of %s", ref, where))
+		}
+	}
+	for _, ref := range left {
+		what := fmt.Sprintf("pod %s was promised a place: %s", ref, fate(c, ref))
+		var by []string
+		if fits[ref] == "" && !t.declined[ref] && slices.Contains(waiting, ref) {
+			if by, err = fit.OutrunBy(t.k.framework, c, ref, others); err != nil {
+				return err
+			}
+		}
+		if len(by) > 0 {
+			t.out.Outrun = append(t.out.Outrun, fmt.Sprintf("%s; the scheduler came first to %v", what, by))
+		} else {
+			t.out.Stranded = append(t.out.Stranded, what)
 		}
 	}
 	return nil
 }
 
-// probe offers the pods that don't fit anywhere a new node of the pool, and
-// returns those of them that don't fit there either. One that does makes room
-// for the others to try.
-func (t *trial) probe(ctx context.Context, p scaling.Pool, rejected []string) ([]string, error) {
-	for i := 0; len(rejected) > 0; i++ {
+// offer offers the pods a new node of each pool, and returns which of them would go
+// on one, and of which pool.
+func (t *trial) offer(ctx context.Context, c *fit.Case, pods []string) (map[string]string, error) {
+	fits := map[string]string{}
+	if len(pods) == 0 {
+		return fits, nil
+	}
+	// The others don't try the new nodes. Those for which others made room keep it.
+	var others []*corev1.Pod
+	for _, p := range c.Pods {
+		if p.Spec.NodeName == "" && p.Status.NominatedNodeName == "" && !slices.Contains(pods, fit.Ref(p)) {
+			others = append(others, p)
+		}
+	}
+	if err := all(others, func(p *corev1.Pod) error { return t.k.end(ctx, p) }); err != nil {
+		return nil, err
+	}
+	for _, p := range t.c.Pools {
+		if err := t.probe(ctx, p, pods, fits); err != nil {
+			return nil, fmt.Errorf("probe %s: %w", p.Name, err)
+		}
+	}
+	return fits, nil
+}
+
+// probe offers the pods a new node of the pool, and notes which of them go there. One
+// that does makes room for the others to try.
+func (t *trial) probe(ctx context.Context, p scaling.Pool, pods []string, fits map[string]string) error {
+	for i := 0; len(fits) < len(pods); i++ {
 		n := fit.NewNode(p, fmt.Sprintf("%sprobe-%s-%d", t.prefix, p.Name, i), "probe")
 		if err := t.k.join(ctx, []*corev1.Node{n}); err != nil {
-			return nil, err
+			return err
 		}
 		c, err := t.k.see(ctx)
 		if err != nil {
-			return nil, err
+			return err
 		}
-		fits := 0
+		came := false
 		for _, pod := range c.Pods {
-			if ref := fit.Ref(pod); pod.Spec.NodeName != "" && slices.Contains(rejected, ref) {
-				fits++
-				t.out.Wrong = append(t.out.Wrong, fmt.Sprintf("pod %s would fit on a node of %s", ref, p.Name))
-				rejected = slices.DeleteFunc(rejected, func(r string) bool { return r == ref })
+			if ref := fit.Ref(pod); pod.Spec.NodeName != "" && slices.Contains(pods, ref) && fits[ref] == "" {
+				fits[ref] = p.Name
 			}
 		}
-		if err := t.k.CoreV1().Nodes().Delete(ctx, n.Name, metav1.DeleteOptions{}); err != nil {
-			return nil, err
+		if err := t.k.deleteNode(ctx, c, n.Name); err != nil {
+			return err
 		}
 		for _, pod := range c.Pods {
 			if pod.Spec.NodeName == n.Name {
+				came = came || !ofDaemonSet(pod)
 				if err := t.k.end(ctx, pod); err != nil {
-					return nil, err
+					return err
 				}
 			}
 		}
-		if fits == 0 {
-			break
+		if !came {
+			return nil
 		}
 	}
-	return rejected, nil
+	return nil
 }
 
 // fate is what the cluster says of a pod.

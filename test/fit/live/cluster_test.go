@@ -7,12 +7,10 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
-	"slices"
 	"strings"
 	"sync"
 	"time"
 
-	coordinationv1 "k8s.io/api/coordination/v1"
 	corev1 "k8s.io/api/core/v1"
 	nodev1 "k8s.io/api/node/v1"
 	schedulingv1 "k8s.io/api/scheduling/v1"
@@ -26,9 +24,11 @@ import (
 // cluster is the real one.
 type cluster struct {
 	kubernetes.Interface
-	metrics  string // address of the scheduler's
-	http     *http.Client
-	barriers int
+	view      *view
+	framework *fit.Scheduler
+	metrics   string // address of the scheduler's
+	http      *http.Client
+	barriers  int
 
 	runtimes map[string]bool // RuntimeClasses that are there
 	// leaving are pods that terminate for as long as the case lasts, and held says
@@ -48,11 +48,13 @@ const (
 	classNever      = "fit-never"
 )
 
-// eventually repeats check until it says that it is so.
-func eventually(ctx context.Context, what string, check func() (bool, error)) error {
+// eventually repeats check until it says that it is so: whenever the view has
+// changed, and now and then, since not everything is in it.
+func (k *cluster) eventually(ctx context.Context, what string, check func() (bool, error)) error {
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
 	for {
+		changed := k.view.change()
 		ok, err := check()
 		if ok && err == nil {
 			return nil
@@ -60,7 +62,8 @@ func eventually(ctx context.Context, what string, check func() (bool, error)) er
 		select {
 		case <-ctx.Done():
 			return errors.Join(fmt.Errorf("%s: not within %s", what, patience), err)
-		case <-time.After(20 * time.Millisecond):
+		case <-changed:
+		case <-time.After(10 * time.Millisecond):
 		}
 	}
 }
@@ -103,7 +106,7 @@ func (k *cluster) prepare(ctx context.Context) error {
 		if there(err) != nil {
 			return err
 		}
-		if err := eventually(ctx, "namespace "+n+" has its service account", func() (bool, error) {
+		if err := k.eventually(ctx, "namespace "+n+" has its service account", func() (bool, error) {
 			_, err := k.CoreV1().ServiceAccounts(n).Get(ctx, "default", metav1.GetOptions{})
 			return err == nil, err
 		}); err != nil {
@@ -135,7 +138,7 @@ func (k *cluster) leave(ctx context.Context) error {
 		errs = append(errs, gone(k.NodeV1().RuntimeClasses().Delete(ctx, r, metav1.DeleteOptions{})))
 	}
 	for _, n := range namespaces {
-		errs = append(errs, eventually(ctx, "namespace "+n+" is gone", func() (bool, error) {
+		errs = append(errs, k.eventually(ctx, "namespace "+n+" is gone", func() (bool, error) {
 			_, err := k.CoreV1().Namespaces().Get(ctx, n, metav1.GetOptions{})
 			return apierrors.IsNotFound(err), gone(err)
 		}))
@@ -157,7 +160,7 @@ func (k *cluster) runtime(ctx context.Context, overhead corev1.ResourceList) (st
 	k.runtimes[name] = true
 	// Admission knows it by a watch: a pod that comes at once may be refused.
 	probe := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Name: "runtime"}, Spec: corev1.PodSpec{RuntimeClassName: &name, Containers: []corev1.Container{{Name: "main", Image: image}}}}
-	return name, eventually(ctx, "RuntimeClass "+name+" is known", func() (bool, error) {
+	return name, k.eventually(ctx, "RuntimeClass "+name+" is known", func() (bool, error) {
 		_, err := k.CoreV1().Pods(barrierNamespace).Create(ctx, probe, metav1.CreateOptions{DryRun: []string{metav1.DryRunAll}})
 		return err == nil, err
 	})
@@ -172,9 +175,6 @@ func (k *cluster) clear(ctx context.Context) error {
 	k.leaving, k.held = nil, false
 	calls := []func() error{
 		func() error { return k.CoreV1().Nodes().DeleteCollection(ctx, at, each) },
-		func() error {
-			return k.CoordinationV1().Leases(corev1.NamespaceNodeLease).DeleteCollection(ctx, at, each)
-		},
 	}
 	for _, n := range namespaces {
 		calls = append(calls,
@@ -184,16 +184,13 @@ func (k *cluster) clear(ctx context.Context) error {
 	if err := list(calls...); err != nil {
 		return err
 	}
-	if err := eventually(ctx, "the case is gone", func() (bool, error) {
+	if err := k.eventually(ctx, "the case is gone", func() (bool, error) {
 		// A controller may have made one more before it knew.
 		c, err := k.see(ctx)
 		if err != nil {
 			return false, err
 		}
-		if len(c.Pods) > 0 {
-			err = all(namespaces, func(n string) error { return k.CoreV1().Pods(n).DeleteCollection(ctx, at, each) })
-		}
-		return len(c.Pods)+len(c.Nodes)+len(c.DaemonSets) == 0, err
+		return len(c.Pods)+len(c.Nodes)+len(c.DaemonSets) == 0, all(c.Pods, func(p *corev1.Pod) error { return k.end(ctx, p) })
 	}); err != nil {
 		return err
 	}
@@ -204,57 +201,20 @@ func (k *cluster) clear(ctx context.Context) error {
 	for _, n := range namespaces {
 		calls = append(calls, func() error { return k.CoreV1().PersistentVolumeClaims(n).DeleteCollection(ctx, at, each) })
 	}
+	k.view.forget()
 	return list(calls...)
 }
 
-// beat renews the leases of the nodes until the end, as their kubelets would:
-// otherwise they would be taken for dead.
-func (k *cluster) beat(ctx context.Context) (stop func()) {
-	ctx, cancel := context.WithCancel(ctx)
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		for {
-			k.renew(ctx)
-			select {
-			case <-ctx.Done():
-				return
-			case <-time.After(3 * time.Second):
-			}
-		}
-	}()
-	return func() { cancel(); <-done }
+// deleteNode deletes a node that the case has.
+func (k *cluster) deleteNode(ctx context.Context, c *fit.Case, name string) error {
+	if err := k.CoreV1().Nodes().Delete(ctx, name, metav1.DeleteOptions{}); err != nil {
+		return fmt.Errorf("delete node %s: %w", name, err)
+	}
+	k.view.ended(k.view.nodes, node(c, name))
+	return nil
 }
 
-// renew does what it can: a lease that is missed is renewed the next time.
-func (k *cluster) renew(ctx context.Context) {
-	nodes, err := k.CoreV1().Nodes().List(ctx, metav1.ListOptions{})
-	if err != nil {
-		return
-	}
-	leases := k.CoordinationV1().Leases(corev1.NamespaceNodeLease)
-	now := metav1.NowMicro()
-	_ = all(nodes.Items, func(n corev1.Node) error {
-		l, err := leases.Get(ctx, n.Name, metav1.GetOptions{})
-		if apierrors.IsNotFound(err) {
-			_, err = leases.Create(ctx, &coordinationv1.Lease{ObjectMeta: metav1.ObjectMeta{Name: n.Name}, Spec: coordinationv1.LeaseSpec{HolderIdentity: &n.Name, RenewTime: &now}}, metav1.CreateOptions{})
-			return err
-		}
-		if err != nil {
-			return err
-		}
-		l.Spec.RenewTime = &now
-		_, err = leases.Update(ctx, l, metav1.UpdateOptions{})
-		return err
-	})
-}
+// list makes calls at once.
+func list(of ...func() error) error { return all(of, func(one func() error) error { return one() }) }
 
 func keyOf(o metav1.Object) string { return o.GetNamespace() + "/" + o.GetName() }
-
-func pointers[T any](in []T) []*T {
-	out := make([]*T, len(in))
-	for i := range in {
-		out[i] = &in[i]
-	}
-	return slices.Clip(out)
-}

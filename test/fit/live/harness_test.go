@@ -9,7 +9,9 @@ import (
 	"math/rand/v2"
 	"net/http"
 	"os"
+	goruntime "runtime"
 	"strconv"
+	"sync"
 	"testing"
 	"time"
 
@@ -28,8 +30,8 @@ import (
 const patience = 2 * time.Minute
 
 var (
-	environment *env.Env
-	program     string // path of the framework's program, which packs
+	planes  []*env.Plane
+	program string // path of the framework's program, which packs
 )
 
 func TestMain(m *testing.M) { os.Exit(run(m)) }
@@ -41,15 +43,22 @@ func run(m *testing.M) int {
 		fmt.Fprintf(os.Stderr, "live: %s: %v\n", what, err)
 		return 1
 	}
-	var err error
-	if environment, err = env.Start(ctx, env.Options{}); err != nil {
-		return fail("start the environment", err)
-	}
 	defer func() {
-		if err := environment.Release(context.Background()); err != nil {
-			fmt.Fprintf(os.Stderr, "live: end the environment: %v\n", err)
+		for _, p := range planes {
+			if err := p.Stop(); err != nil {
+				fmt.Fprintf(os.Stderr, "live: end a control plane: %v\n", err)
+			}
 		}
 	}()
+	// A case is mostly waiting for one server or the other: one more than there are
+	// cores keeps them busy. Each takes half a GiB.
+	for range min(goruntime.NumCPU()+1, 8) {
+		p, err := env.StartPlane(ctx, env.Options{})
+		if err != nil {
+			return fail("start a control plane", err)
+		}
+		planes = append(planes, p)
+	}
 	dir, err := os.MkdirTemp("", "fit-live-")
 	if err != nil {
 		return fail("work folder", err)
@@ -79,31 +88,72 @@ func firstSeed(t *testing.T) int {
 	return seed
 }
 
-// newCluster gives the test an empty cluster with the namespaces of the cases.
-func newCluster(t *testing.T) *cluster {
+// newClusters gives the test an empty cluster on each control plane, with the
+// namespaces of the cases.
+func newClusters(t *testing.T) []*cluster {
+	t.Helper()
+	out := make([]*cluster, len(planes))
+	for i, p := range planes {
+		out[i] = newCluster(t, p)
+	}
+	return out
+}
+
+func newCluster(t *testing.T, p *env.Plane) *cluster {
 	t.Helper()
 	ctx := context.Background()
-	if environment.RealK3s {
-		t.Skip("a real k3s has its scheduler inside, and shows nobody its queue")
-	}
-	require.NotEmpty(t, environment.SchedulerURL, "the environment was started by an older version: make down, and try again")
-	require.NoError(t, environment.Reset(ctx))
-	rc, err := clientcmd.BuildConfigFromFlags("", environment.AdminKubeconfig)
+	rc, err := clientcmd.BuildConfigFromFlags("", p.AdminKubeconfig)
 	require.NoError(t, err)
 	rc.QPS, rc.Burst, rc.WarningHandler = 1000, 2000, rest.NoWarnings{}
-	// It is the lists that cost time: JSON doubles it, on either side.
 	rc.ContentType, rc.AcceptContentTypes = runtime.ContentTypeProtobuf, runtime.ContentTypeProtobuf+","+runtime.ContentTypeJSON
 	client, err := kubernetes.NewForConfig(rc)
 	require.NoError(t, err)
+	s, err := fit.StartScheduler(program)
+	require.NoError(t, err)
 	// The scheduler makes its certificate by itself.
-	insecure := &http.Client{Timeout: patience, Transport: &http.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true}}} //nolint:gosec // metrics on loopback
-	k := &cluster{Interface: client, metrics: environment.SchedulerURL + "/metrics", http: insecure}
+	insecure := &http.Client{Timeout: patience, Transport: &http.Transport{DisableCompression: true, TLSClientConfig: &tls.Config{InsecureSkipVerify: true}}} //nolint:gosec // metrics on loopback
+	watching, stop := context.WithCancel(ctx)
+	t.Cleanup(stop)
+	v, err := watch(watching, client)
+	require.NoError(t, err)
+	k := &cluster{Interface: client, view: v, framework: s, metrics: p.SchedulerURL + "/metrics", http: insecure}
 	require.NoError(t, k.prepare(ctx))
 	t.Cleanup(func() {
+		require.NoError(t, s.Close())
 		require.NoError(t, k.clear(context.Background()))
 		require.NoError(t, k.leave(context.Background()))
 	})
 	return k
+}
+
+// each tries the cases of the seeds, one after the other on each cluster, and
+// returns what came of them, in the order of the seeds. What broke off has an error.
+func each[T any](t *testing.T, clusters []*cluster, seeds []uint64, try func(context.Context, *cluster, uint64) (T, error)) ([]T, []error) {
+	t.Helper()
+	out, errs := make([]T, len(seeds)), make([]error, len(seeds))
+	next := make(chan int)
+	var wg sync.WaitGroup
+	for _, k := range clusters {
+		wg.Go(func() {
+			for i := range next {
+				ctx := context.Background()
+				if errs[i] = k.clear(ctx); errs[i] == nil {
+					out[i], errs[i] = try(ctx, k, seeds[i])
+				}
+			}
+		})
+	}
+	for i := range seeds {
+		next <- i
+	}
+	close(next)
+	wg.Wait()
+	for i, err := range errs {
+		if err != nil {
+			t.Logf("seed %d could not be judged: %v", seeds[i], err)
+		}
+	}
+	return out, errs
 }
 
 // share is part of all, in percent.

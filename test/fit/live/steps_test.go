@@ -6,62 +6,13 @@ import (
 	"context"
 	"fmt"
 	"slices"
-	"time"
 
-	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
-	policyv1 "k8s.io/api/policy/v1"
-	storagev1 "k8s.io/api/storage/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/k3s-autoscaler/k3s-autoscaler/test/fit"
 )
-
-// list has calls made at once that each list one kind of object.
-func list(of ...func() error) error { return all(of, func(one func() error) error { return one() }) }
-
-// into keeps what a call lists.
-func into[L any, T any](ctx context.Context, to *[]*T, call func(context.Context, metav1.ListOptions) (*L, error), items func(*L) []T) func() error {
-	return func() error {
-		l, err := call(ctx, metav1.ListOptions{})
-		if err == nil {
-			*to = pointers(items(l))
-		}
-		return err
-	}
-}
-
-// see lists what changes while the cluster comes to rest. What a case does not
-// have stays empty.
-func (k *cluster) see(ctx context.Context) (*fit.Case, error) {
-	c := &fit.Case{At: time.Now().UTC()}
-	all := metav1.NamespaceAll
-	err := list(
-		into(ctx, &c.Nodes, k.CoreV1().Nodes().List, func(l *corev1.NodeList) []corev1.Node { return l.Items }),
-		into(ctx, &c.Pods, k.CoreV1().Pods(all).List, func(l *corev1.PodList) []corev1.Pod { return l.Items }),
-		into(ctx, &c.DaemonSets, k.AppsV1().DaemonSets(all).List, func(l *appsv1.DaemonSetList) []appsv1.DaemonSet { return l.Items }),
-		into(ctx, &c.Claims, k.CoreV1().PersistentVolumeClaims(all).List, func(l *corev1.PersistentVolumeClaimList) []corev1.PersistentVolumeClaim { return l.Items }),
-	)
-	c.Pods = slices.DeleteFunc(c.Pods, func(p *corev1.Pod) bool { return p.Namespace == barrierNamespace })
-	// Those that are being deleted are of a case before.
-	c.Claims = slices.DeleteFunc(c.Claims, func(p *corev1.PersistentVolumeClaim) bool { return p.DeletionTimestamp != nil })
-	return c, err
-}
-
-// look lists everything that a decision looks at.
-func (k *cluster) look(ctx context.Context) (*fit.Case, error) {
-	c, err := k.see(ctx)
-	if err != nil {
-		return nil, err
-	}
-	return c, list(
-		into(ctx, &c.Namespaces, k.CoreV1().Namespaces().List, func(l *corev1.NamespaceList) []corev1.Namespace { return l.Items }),
-		into(ctx, &c.Volumes, k.CoreV1().PersistentVolumes().List, func(l *corev1.PersistentVolumeList) []corev1.PersistentVolume { return l.Items }),
-		into(ctx, &c.StorageClasses, k.StorageV1().StorageClasses().List, func(l *storagev1.StorageClassList) []storagev1.StorageClass { return l.Items }),
-		into(ctx, &c.Budgets, k.PolicyV1().PodDisruptionBudgets(metav1.NamespaceAll).List, func(l *policyv1.PodDisruptionBudgetList) []policyv1.PodDisruptionBudget { return l.Items }),
-	)
-}
 
 // unfinished says what a controller still has to do.
 func unfinished(c *fit.Case) string {
@@ -112,17 +63,21 @@ func (k *cluster) steps(ctx context.Context, c *fit.Case) (string, error) {
 	for _, p := range c.Pods {
 		switch {
 		case p.Spec.NodeName == "":
-		case p.DeletionTimestamp != nil && !k.held && !k.leaving[fit.Ref(p)]:
+		case p.DeletionTimestamp != nil && !k.held && (!k.leaving[fit.Ref(p)] || isPushedOff(p)):
 			done = "pod " + fit.Ref(p) + " ends"
 			if err := k.end(ctx, p); err != nil {
 				return "", err
 			}
 		case p.DeletionTimestamp == nil && k.ready && !isUp(p) && metav1.GetControllerOf(p) == nil:
 			done = "pod " + fit.Ref(p) + " becomes Ready"
+			p = p.DeepCopy()
 			p.Status.Phase = corev1.PodRunning
 			p.Status.Conditions = append(p.Status.Conditions, corev1.PodCondition{Type: corev1.PodReady, Status: corev1.ConditionTrue, LastTransitionTime: metav1.Now()})
-			_, err := k.CoreV1().Pods(p.Namespace).UpdateStatus(ctx, p, metav1.UpdateOptions{})
-			if gone(err) != nil && !apierrors.IsConflict(err) {
+			now, err := k.CoreV1().Pods(p.Namespace).UpdateStatus(ctx, p, metav1.UpdateOptions{})
+			switch {
+			case err == nil:
+				k.view.wrote(k.view.pods, now)
+			case gone(err) != nil && !apierrors.IsConflict(err):
 				return "", err
 			}
 		}
@@ -140,10 +95,22 @@ func (k *cluster) steps(ctx context.Context, c *fit.Case) (string, error) {
 	return done, nil
 }
 
+// isPushedOff reports whether the scheduler has told the pod to go for another one,
+// which waits for it.
+func isPushedOff(p *corev1.Pod) bool {
+	return slices.ContainsFunc(p.Status.Conditions, func(c corev1.PodCondition) bool {
+		return c.Type == corev1.DisruptionTarget && c.Status == corev1.ConditionTrue && c.Reason == corev1.PodReasonPreemptionByScheduler
+	})
+}
+
 func (k *cluster) end(ctx context.Context, p *corev1.Pod) error {
 	now := int64(0)
 	err := k.CoreV1().Pods(p.Namespace).Delete(ctx, p.Name, metav1.DeleteOptions{GracePeriodSeconds: &now, Preconditions: &metav1.Preconditions{UID: &p.UID}})
-	return gone(err)
+	if gone(err) != nil {
+		return err
+	}
+	k.view.ended(k.view.pods, p)
+	return nil
 }
 
 // provision makes a volume where the scheduler has put the pod: in the zone of
@@ -160,6 +127,9 @@ func (k *cluster) provision(ctx context.Context, claim *corev1.PersistentVolumeC
 			ClaimRef:                      &corev1.ObjectReference{Kind: "PersistentVolumeClaim", APIVersion: "v1", Namespace: claim.Namespace, Name: claim.Name, UID: claim.UID},
 			NodeAffinity: &corev1.VolumeNodeAffinity{Required: &corev1.NodeSelector{NodeSelectorTerms: []corev1.NodeSelectorTerm{{MatchExpressions: []corev1.NodeSelectorRequirement{
 				{Key: key, Operator: corev1.NodeSelectorOpIn, Values: []string{n.Labels[key]}}}}}}}}}
-	_, err := k.CoreV1().PersistentVolumes().Create(ctx, v, metav1.CreateOptions{})
+	made, err := k.CoreV1().PersistentVolumes().Create(ctx, v, metav1.CreateOptions{})
+	if err == nil {
+		k.view.wrote(k.view.volumes, made)
+	}
 	return there(err)
 }
