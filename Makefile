@@ -45,7 +45,8 @@ chaos: ## 40 fresh schedules of faults (killed, frozen, cut off …) on real pro
 	CHAOS_SCHEDULES=40 go test -count=1 -timeout 15m -v -run 'ChaosLoses' ./bus | grep --line-buffered -v -e '^=== '
 
 # Packages with tests on real parts. They share one cluster, so one at a time.
-E2E := ./test/e2e/... ./internal/provider/docker/... ./internal/collector/... ./internal/kube/... ./alerting/...
+# ./test/fit/live has control planes of its own.
+E2E := ./test/e2e/... ./internal/provider/docker/... ./internal/collector/... ./internal/kube/... ./alerting/... ./test/fit/live
 
 .PHONY: e2e
 e2e: ## The main job on a real API server, Docker, Prometheus and JetStream (builds and starts them)
@@ -72,10 +73,9 @@ fit: ## The fit simulation against the scheduler's own framework on 2,000 random
 	go test -tags fit -count=1 -timeout 30m -v ./test/fit
 
 .PHONY: fit-live
-fit-live: ## The fit simulation against a real kube-scheduler: 150 decisions (FIT_CASES) and 50 removals (FIT_REMOVALS); not in CI yet
+fit-live: ## The fit simulation against a real kube-scheduler: 150 decisions (FIT_CASES) and 50 removals (FIT_REMOVALS); part of e2e
 	go run ./test/env/cmd/testenv build
-	go run ./test/env/cmd/testenv up >/dev/null
-	@trap 'go run ./test/env/cmd/testenv down' EXIT; go test -tags e2e -count=1 -timeout 6h -v ./test/fit/live
+	go test -tags e2e -count=1 -timeout 6h -v ./test/fit/live
 
 .PHONY: soak
 soak: ## Repeat what depends on chance, with a report in docs/soak.md: schedules of faults, properties of decisions and snapshots, decisions and removals by a real scheduler
