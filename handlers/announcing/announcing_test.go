@@ -104,6 +104,8 @@ func TestEachEventIsToldOnTheObjectsThatItConcerns(t *testing.T) {
 			[]Note{{Name: "n1", Warning: true, Reason: "ScaleUpFailed", Message: "node of pool burst did not come, it failed after created: no Node object within 2m (NotRegistered)"}}},
 		{"a node that vanished", events.NodeLost{Node: "n1", Pool: "burst", Reason: events.Reason{Code: "NodeDeleted", Message: "someone deleted the Node object"}},
 			[]Note{{Name: "n1", Warning: true, Reason: "NodeLost", Message: "node of pool burst vanished, and k3s-autoscaler did not remove it: someone deleted the Node object (NodeDeleted)"}}},
+		{"a node that is adopted", events.NodeAdopted{Node: "n1", Pool: "burst", ClaimID: "c"},
+			[]Note{{Name: "n1", Warning: true, Reason: "NodeAdopted", Message: "node of pool burst had no record and has one now: it counts, is drained and removed like any other"}}},
 		{"a node that is Ready", events.NodeReady{Node: "n1", Pool: "burst", First: true}, []Note{{Name: "n1", Reason: "ScaleUp", Message: "node of pool burst is Ready"}}},
 		{"a node that is Ready again", events.NodeReady{Node: "n1", Pool: "burst"}, nil},
 	} {

@@ -22,6 +22,7 @@ const (
 	ReasonDrainBlocked      = "DrainBlocked"      // node: an eviction is refused
 	ReasonUncordoned        = "Uncordoned"        // node: called off; it is capacity again
 	ReasonNodeLost          = "NodeLost"          // node: vanished without being asked to
+	ReasonNodeAdopted       = "NodeAdopted"       // node: it was ours, and nobody knew
 )
 
 // namedNodes is how many nodes a pod's note names.
@@ -46,6 +47,8 @@ func notes(e events.Event) []Note {
 		out = told(e, failed)
 	case events.TypeNodeLost:
 		out = told(e, lost)
+	case events.TypeNodeAdopted:
+		out = told(e, adopted)
 	case events.TypeNodeDrainRequested:
 		out = told(e, requested)
 	case events.TypeNodeDrainBlocked:
@@ -130,6 +133,11 @@ func failed(p events.NodeFailed) []Note {
 func lost(p events.NodeLost) []Note {
 	return []Note{{Name: p.Node, Warning: true, Reason: ReasonNodeLost,
 		Message: fmt.Sprintf("node of pool %s vanished, and k3s-autoscaler did not remove it: %s (%s)", p.Pool, p.Reason.Message, p.Reason.Code)}}
+}
+
+func adopted(p events.NodeAdopted) []Note {
+	return []Note{{Name: p.Node, Warning: true, Reason: ReasonNodeAdopted,
+		Message: fmt.Sprintf("node of pool %s had no record and has one now: it counts, is drained and removed like any other", p.Pool)}}
 }
 
 // goals are the reason and the words for what is asked for.

@@ -6,6 +6,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus/testutil"
 	"github.com/stretchr/testify/require"
 
 	"github.com/k3s-autoscaler/k3s-autoscaler/bus"
@@ -42,6 +43,8 @@ func TestPermanentErrorsFailTheClaimAndCleanUp(t *testing.T) {
 		{"a missing image", "create", ErrImage, ReasonImage},
 		{"a refused specification", "create", ErrRefused, ReasonRefused},
 		{"a refused start", "start", ErrRefused, ReasonRefused},
+		{"a full disk", "create", ErrNoSpace, ReasonNoSpace},
+		{"a disk that is full when it starts", "start", ErrNoSpace, ReasonNoSpace},
 		{"a machine that vanished before its start", "start", ErrNotFound, ReasonMachineGone},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -149,6 +152,22 @@ func TestNodeThatNeverRegistersFailsAtItsDeadlineWithTheLog(t *testing.T) {
 	n := b.settled(p)
 	require.Equal(t, ReasonNotRegistered, n.Failure.Reason.Code)
 	b.says(and([]string{"node.created", "node.failed"}, cleanUp...)...)
+	b.nothingLeft()
+}
+
+func TestTheLogOfANodeThatNeverRegistersNamesTheCause(t *testing.T) {
+	t.Parallel()
+	b := newBundle(t)
+	b.world.log = `level=error msg="Failed to validate connection to cluster at https://k3s:6443: https://k3s:6443/v1-k3s/config: 401 Unauthorized"`
+	p := b.start(nil)
+	b.publish("decision", b.claim(func(p *events.NodeClaimed) { p.RegisterDeadline = events.Duration(200 * time.Millisecond) }))
+	failed, _ := await[events.NodeFailed](b)
+	require.Equal(t, ReasonTokenRejected, failed.Failure.Reason.Code)
+	require.Contains(t, failed.Failure.Reason.Message, "no node of this claim registered within 200ms")
+	require.Contains(t, failed.Failure.Reason.Message, "copy the server's /var/lib/rancher/k3s/server/node-token to token_file")
+	require.Equal(t, b.world.log, failed.Failure.Log)
+	b.settled(p)
+	require.InDelta(t, 1, testutil.ToFloat64(p.h.metrics.failures.WithLabelValues(ReasonTokenRejected)), 0)
 	b.nothingLeft()
 }
 

@@ -39,6 +39,9 @@ type Times struct {
 	// Grace is how long an orphan must have been one before it is reported, and
 	// how long a record may be past its deadline. Default 2 min.
 	Grace time.Duration
+	// Asked is how long a sweep that was asked for may take: whoever asked waits,
+	// and so do the messages behind the request. Default 20 s.
+	Asked time.Duration
 	// Keep is how long the record of a node that is gone is kept. Default 24 h.
 	Keep time.Duration
 	// Lease is how long a worker that stopped answering keeps its record.
@@ -53,7 +56,7 @@ func (t Times) withDefaults() Times {
 	}{
 		{&t.RetryBase, time.Second}, {&t.RetryMax, 30 * time.Second}, {&t.Call, time.Minute},
 		{&t.Create, 10 * time.Minute}, {&t.Watch, 3 * time.Second}, {&t.Sweep, time.Minute},
-		{&t.Grace, 2 * time.Minute}, {&t.Keep, 24 * time.Hour}, {&t.Lease, 30 * time.Second},
+		{&t.Grace, 2 * time.Minute}, {&t.Asked, 20 * time.Second}, {&t.Keep, 24 * time.Hour}, {&t.Lease, 30 * time.Second},
 	} {
 		if *d.v <= 0 {
 			*d.v = d.def

@@ -8,7 +8,6 @@ import (
 	"maps"
 	"slices"
 	"strconv"
-	"sync"
 	"time"
 
 	"github.com/k3s-autoscaler/k3s-autoscaler/bus"
@@ -43,15 +42,25 @@ type finding struct {
 // sweeper compares and remembers since when a difference has been there. The
 // sweep of every minute and one that a person asked for take turns.
 type sweeper struct {
-	h *Handler
+	h    *Handler
+	turn chan struct{} // holds one while somebody looks
 
-	mu     sync.Mutex
 	seen   map[finding]time.Time
 	warned map[finding]time.Time // of what is left alone
 }
 
 func newSweeper(h *Handler) *sweeper {
-	return &sweeper{h: h, seen: map[finding]time.Time{}, warned: map[finding]time.Time{}}
+	return &sweeper{h: h, turn: make(chan struct{}, 1), seen: map[finding]time.Time{}, warned: map[finding]time.Time{}}
+}
+
+// begin waits for the turn to look, and returns what ends it.
+func (s *sweeper) begin(ctx context.Context) (end func(), err error) {
+	select {
+	case s.turn <- struct{}{}:
+		return func() { <-s.turn }, nil
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
 }
 
 // warnEvery is how often the log tells of a machine that is left alone.
@@ -72,14 +81,19 @@ type view struct {
 // sweep publishes each difference that is old enough, and forgets records that
 // have long been settled. What can't be read is unknown, never gone.
 func (s *sweeper) sweep(ctx context.Context) error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
+	end, err := s.begin(ctx)
+	if err != nil {
+		return err
+	}
+	defer end()
 	found, err := s.look(ctx, s.h.clusters())
 	errs := []error{err}
 	for _, d := range found.settled {
 		errs = append(errs, s.h.forget(ctx, d, found.at))
 	}
-	s.h.metrics.differ(found.differences)
+	if found.looked {
+		s.h.metrics.differ(found.differences)
+	}
 	return errors.Join(append(errs, s.publish(ctx, found))...)
 }
 
@@ -97,6 +111,7 @@ func (s *sweeper) publish(ctx context.Context, found findings) error {
 // findings is what one look found.
 type findings struct {
 	at             time.Time
+	looked         bool         // at the records, and at what could be read besides
 	differences    []difference // in the order of cluster, node and kind
 	settled        []bus.Key    // records that have been settled for long
 	nodes, records int          // compared, by name; and those with a live record
@@ -127,7 +142,7 @@ func (s *sweeper) look(ctx context.Context, clusters map[string]Cluster) (findin
 	if err != nil {
 		return findings{at: now}, errors.Join(append(errs, fmt.Errorf("read records: %w", err))...)
 	}
-	out := findings{at: now}
+	out := findings{at: now, looked: true}
 	for _, r := range records {
 		v := views[r.Key.Cluster]
 		if r.State.Settled() && now.Sub(r.State.SettledAt()) > h.times.Keep {
@@ -259,7 +274,7 @@ func (s *sweeper) compare(v *view, now time.Time) []difference {
 			continue // another claim's machine under this name is never touched
 		}
 		d := difference{Node: name, Instance: m.ID, ClaimID: m.ClaimID, Pool: m.Pool,
-			Detail: fmt.Sprintf("machine %s is %s, and %s", m.ID, m.State, recordState(n, known))}
+			Detail: fmt.Sprintf("machine %.12s is %s, and %s", m.ID, m.State, recordState(n, known))}
 		switch why := v.leave(m, known); {
 		case why != "":
 			d.why = why

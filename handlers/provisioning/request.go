@@ -3,15 +3,10 @@ package provisioning
 import (
 	"context"
 	"strings"
-	"time"
 
 	"github.com/k3s-autoscaler/k3s-autoscaler/bus"
 	"github.com/k3s-autoscaler/k3s-autoscaler/events"
 )
-
-// requestLimit is how long a sweep that was asked for may take: whoever asked
-// waits, and so do the messages behind the request.
-const requestLimit = 20 * time.Second
 
 // reconcileRequested sweeps one cluster now and publishes what it found. Handled
 // twice it looks twice, and its report has the same id.
@@ -31,8 +26,6 @@ func (h *Handler) reconcileRequested(ctx context.Context, d bus.Delivery, p even
 // asked looks at one cluster and, unless it is a dry run, publishes what is due.
 // What could not be read is part of the report.
 func (s *sweeper) asked(ctx context.Context, d bus.Delivery, dryRun bool) (events.ReconcileReported, error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
 	cluster := d.Key.Cluster
 	report := events.ReconcileReported{RequestID: d.Event.ID(), DryRun: dryRun}
 	c, ok := s.h.clusters()[cluster]
@@ -41,8 +34,15 @@ func (s *sweeper) asked(ctx context.Context, d bus.Delivery, dryRun bool) (event
 		report.Unknown = []string{"cluster " + cluster + " is not configured in the process that provisions"}
 		return report, nil
 	}
-	looking, cancel := context.WithTimeout(ctx, requestLimit)
+	looking, cancel := context.WithTimeout(ctx, s.h.times.Asked)
 	defer cancel()
+	end, err := s.begin(looking)
+	if err != nil {
+		report.At = s.h.clock.Now()
+		report.Unknown = []string{"the sweep that is under way waits for an answer of a provider or the API server; ask again, and see the log of the process that provisions"}
+		return report, ctx.Err()
+	}
+	defer end()
 	found, err := s.look(looking, map[string]Cluster{cluster: c})
 	if ctx.Err() != nil {
 		return report, ctx.Err()

@@ -85,6 +85,26 @@ func TestAReportNamesWhatCouldNotBeRead(t *testing.T) {
 	require.Contains(t, r.Unknown[0], "cluster office is not configured")
 }
 
+func TestARequestDoesNotWaitForASweepThatWaits(t *testing.T) {
+	t.Parallel()
+	b := newBundle(t)
+	b.times.Asked = 20 * time.Millisecond
+	p := b.handler(nil)
+	end, err := p.h.sweeper.begin(t.Context())
+	require.NoError(t, err)
+	d := b.delivery(b.event("api", events.ReconcileRequested{Actor: "ada"}, func(m *events.Meta) { m.Node = "" }), 1)
+	r, err := p.h.sweeper.asked(t.Context(), d, false)
+	require.NoError(t, err)
+	require.Contains(t, r.Unknown[0], "ask again")
+	require.Zero(t, b.world.made("list"))
+	end()
+	p.h.times.Asked = time.Minute
+	r, err = p.h.sweeper.asked(t.Context(), d, false)
+	require.NoError(t, err)
+	require.Empty(t, r.Unknown)
+	require.NotZero(t, b.world.made("list"))
+}
+
 func TestAReportListsSoManyDifferencesAndCountsTheRest(t *testing.T) {
 	t.Parallel()
 	b := newBundle(t)
