@@ -16,6 +16,7 @@ import (
 	"github.com/k3s-autoscaler/k3s-autoscaler/internal/app/demo"
 	"github.com/k3s-autoscaler/k3s-autoscaler/internal/bundle"
 	"github.com/k3s-autoscaler/k3s-autoscaler/internal/cli"
+	"github.com/k3s-autoscaler/k3s-autoscaler/internal/doctor"
 	"github.com/k3s-autoscaler/k3s-autoscaler/internal/replay"
 	"github.com/k3s-autoscaler/k3s-autoscaler/internal/telemetry"
 )
@@ -28,7 +29,7 @@ func main() { os.Exit(execute()) }
 func execute() int {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	return cli.Execute(ctx, cli.Options{Version: version, Run: run, Demo: show, Replay: again, Decide: decide, Export: export, BusProvision: provision, BusPermissions: permissions, BusRebase: rebase}, os.Args[1:])
+	return cli.Execute(ctx, cli.Options{Version: version, Run: run, Demo: show, Replay: again, Decide: decide, Export: export, Doctor: examine, BusProvision: provision, BusPermissions: permissions, BusRebase: rebase}, os.Args[1:])
 }
 
 func run(ctx context.Context, o cli.RunOptions) (err error) {
@@ -63,6 +64,10 @@ func decide(ctx context.Context, o cli.DecideOptions) (replay.DecisionReport, er
 
 func export(ctx context.Context, o cli.ExportOptions) (bundle.Manifest, error) {
 	return app.Export(ctx, app.ExportOptions{Config: o.Config, Options: o.Export})
+}
+
+func examine(ctx context.Context, o cli.DoctorOptions) doctor.Report {
+	return app.Doctor(ctx, app.DoctorOptions{Config: o.Config, NetworkKubeconfig: o.NetworkKubeconfig, NetworkImage: o.NetworkImage, NetworkLimit: o.NetworkLimit})
 }
 
 func again(ctx context.Context, o cli.ReplayOptions) (replay.Report, error) {

@@ -19,6 +19,7 @@ import (
 	"github.com/k3s-autoscaler/k3s-autoscaler/bus"
 	"github.com/k3s-autoscaler/k3s-autoscaler/internal/bundle"
 	"github.com/k3s-autoscaler/k3s-autoscaler/internal/config"
+	"github.com/k3s-autoscaler/k3s-autoscaler/internal/doctor"
 	"github.com/k3s-autoscaler/k3s-autoscaler/internal/replay"
 )
 
@@ -71,7 +72,7 @@ type PermissionsOptions struct {
 	Stdout io.Writer
 }
 
-// Options of the command line. Run, Demo, Replay, Decide, Export and those of the bus are required;
+// Options of the command line. Run, Demo, Replay, Decide, Export, Doctor and those of the bus are required;
 // everything else defaults to the process's own.
 type Options struct {
 	Version string
@@ -80,6 +81,7 @@ type Options struct {
 	Replay  func(ctx context.Context, o ReplayOptions) (replay.Report, error)
 	Decide  func(ctx context.Context, o DecideOptions) (replay.DecisionReport, error)
 	Export  func(ctx context.Context, o ExportOptions) (bundle.Manifest, error)
+	Doctor  func(ctx context.Context, o DoctorOptions) doctor.Report
 
 	BusProvision   func(ctx context.Context, o ProvisionOptions) error
 	BusRebase      func(ctx context.Context, o RebaseOptions) (bus.Rebased, error)
@@ -224,9 +226,9 @@ one that runs, found by --server and --token-file, the environment
 	}
 	group("start", a.demoCommand(), a.runCommand())
 	group("look", a.statusCommand(), a.nodesCommand(), a.explainCommand(), a.eventsCommand(), a.auditCommand(), a.dlqCommand(), a.replayCommand(),
-		a.backtestCommand(), a.exportCommand(), a.importCommand())
+		a.backtestCommand(), a.exportCommand(), a.importCommand(), a.doctorCommand())
 	group("act", a.scaleCommand(), a.nodeCommand("cordon"), a.nodeCommand("uncordon"), a.nodeCommand("drain"), a.nodeCommand("remove"),
-		a.pauseCommand(), a.resumeCommand(), a.poolCommand(), a.signalCommand(), a.shadowCommand())
+		a.pauseCommand(), a.resumeCommand(), a.poolCommand(), a.signalCommand(), a.shadowCommand(), a.reconcileCommand())
 	group("set", a.configCommand(), a.keyCommand(), a.busCommand(), a.versionCommand())
 	return root
 }
