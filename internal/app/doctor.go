@@ -19,6 +19,7 @@ import (
 	"github.com/k3s-autoscaler/k3s-autoscaler/internal/doctor"
 	"github.com/k3s-autoscaler/k3s-autoscaler/internal/kube"
 	"github.com/k3s-autoscaler/k3s-autoscaler/internal/promql"
+	"github.com/k3s-autoscaler/k3s-autoscaler/internal/provider/docker"
 )
 
 // DoctorOptions say what is looked at.
@@ -159,10 +160,22 @@ func (o DoctorOptions) clusterChecks(c config.Cluster) []doctor.Check {
 }
 
 func (o DoctorOptions) provider(ctx context.Context, c config.Cluster, p config.Pool) []doctor.Result {
+	w := realWorld{log: o.Logger, engines: docker.NewEngines()}
+	if p.Provider == config.ProviderExternalGRPC {
+		g, err := w.externalGRPC(c, p, nil)
+		if err != nil {
+			return doctor.Failed(err, "mend the pool")
+		}
+		defer g.Close() //nolint:errcheck // of a connection that is not used again
+		if err := g.Check(ctx); err != nil {
+			return doctor.Failed(err, "see that the provider runs, has the node group, and trusts this client's certificate")
+		}
+		return []doctor.Result{{Status: doctor.OK, Detail: "answers, and has node group " + p.ExternalGRPC.NodeGroup}}
+	}
 	if c.ServerURL == "" || c.TokenFile == "" {
 		return []doctor.Result{{Status: doctor.Skipped, Detail: "server_url or token_file is not set: a dry run needs neither, nor a provider"}}
 	}
-	made, err := realWorld{log: o.Logger}.Provider(c, p)
+	made, err := w.Provider(c, p, nil)
 	if err != nil {
 		return doctor.Failed(err, "mend the pool")
 	}

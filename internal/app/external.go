@@ -7,7 +7,6 @@ import (
 
 	"github.com/k3s-autoscaler/k3s-autoscaler/bus"
 	"github.com/k3s-autoscaler/k3s-autoscaler/internal/config"
-	"github.com/k3s-autoscaler/k3s-autoscaler/internal/provider"
 	"github.com/k3s-autoscaler/k3s-autoscaler/internal/provider/externalgrpc"
 )
 
@@ -29,7 +28,7 @@ func (l ledgers) Save(ctx context.Context, key string, data []byte, revision uin
 	return err
 }
 
-func (w realWorld) externalGRPC(c config.Cluster, p config.Pool, notes *bus.Notes) (provider.NodeProvider, error) {
+func (w realWorld) externalGRPC(c config.Cluster, p config.Pool, notes *bus.Notes) (*externalgrpc.Provider, error) {
 	g := p.ExternalGRPC
 	o := externalgrpc.Options{Cluster: c.Name, Pool: p.Name, Address: g.Address, NodeGroup: g.NodeGroup, Timeout: g.Timeout.Std(),
 		Store: ledgers{notes, c.Name}, Logger: w.log.With("pool", p.Name)}

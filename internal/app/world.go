@@ -100,7 +100,11 @@ func (w realWorld) Provider(c config.Cluster, p config.Pool, notes *bus.Notes) (
 		}
 		return dp, nil
 	case config.ProviderExternalGRPC:
-		return w.externalGRPC(c, p, notes)
+		gp, err := w.externalGRPC(c, p, notes)
+		if err != nil {
+			return nil, err // not a nil of a type
+		}
+		return gp, nil
 	default:
 		return nil, fmt.Errorf("cluster %s, pool %s: provider %q exists in the demo only", c.Name, p.Name, p.Provider)
 	}

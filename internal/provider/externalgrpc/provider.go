@@ -195,6 +195,13 @@ func (p *Provider) List(ctx context.Context) ([]provider.Machine, error) {
 	return out, nil
 }
 
+// Check says whether the provider answers and has the node group, by reading alone.
+// Nothing of the ledger is looked at.
+func (p *Provider) Check(ctx context.Context) error {
+	_, err := p.group(ctx)
+	return err
+}
+
 // Logs implements provider.NodeProvider: the protocol has no logs, but says what
 // went wrong with an instance.
 func (p *Provider) Logs(ctx context.Context, name string, maxBytes int) (string, error) {
