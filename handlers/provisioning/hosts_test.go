@@ -143,7 +143,7 @@ func TestClaimMovesToAnotherHostWhenItsOwnSaysThatNothingWasMade(t *testing.T) {
 	t.Parallel()
 	b := newBundle(t)
 	b.agent()
-	w := b.hosts("attic", "cellar")
+	b.hosts("attic", "cellar")
 	b.world.failNext("create", errDaemon)
 	p := b.start(nil)
 	b.publish("decision", b.claim())

@@ -66,7 +66,7 @@ func (o DoctorOptions) busCheck() doctor.Check {
 		if err != nil {
 			return doctor.Failed(err, "see bus.url, the credentials of bus, and that the servers are up")
 		}
-		defer r.Close()
+		defer r.Close() //nolint:errcheck // what was read is read
 		s, err := r.LogState(ctx)
 		if err != nil {
 			return doctor.Failed(err, "see the log of the NATS servers, and 'k3s-autoscaler bus permissions'")
