@@ -151,7 +151,7 @@ func TestClaimMovesToAnotherHostWhenItsOwnSaysThatNothingWasMade(t *testing.T) {
 
 	b = newBundle(t)
 	b.agent()
-	w = b.hosts("attic", "cellar")
+	w := b.hosts("attic", "cellar")
 	b.world.failNext("create", errDaemon)
 	looked := 0
 	p = b.start(func(step string, _ func()) {
