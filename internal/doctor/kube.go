@@ -61,6 +61,7 @@ func ActorRights() []Right {
 		rights("get list patch delete", "", "", "nodes"),
 		rights("get list", "", "", "pods", "persistentvolumeclaims", "persistentvolumes"),
 		rights("create", "", "", "pods/eviction"),
+		rights("list", "policy", "", "poddisruptionbudgets"),
 		rights("create patch", "", "", "events"),
 		rights("delete", "", "kube-system", "secrets"),
 	)

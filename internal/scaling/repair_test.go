@@ -101,6 +101,10 @@ func TestWhatKeepsANodeFromBeingRepaired(t *testing.T) {
 			pod(s, LocalVolume{Name: "data", Kind: "hostPath"})
 			s.obs.Pods[0].OwnerKind = "DaemonSet"
 		}, ""},
+		"two reasons": {func(s *setup) {
+			s.policy.ProtectedNodes = []string{"a-2"}
+			s.nodeOf("a-2").Annotations = map[string]string{AnnotationDoNotDisrupt: "true"}
+		}, "repair"},
 		"protection":    {func(s *setup) { s.policy.ProtectedNodes = []string{"a-2"} }, "repair"},
 		"an annotation": {func(s *setup) { s.nodeOf("a-2").Annotations = map[string]string{AnnotationDoNotDisrupt: "true"} }, "repair"},
 		"data":          {func(s *setup) { pod(s, LocalVolume{Name: "data", Kind: "persistentVolumeClaim"}) }, "repair"},
@@ -132,6 +136,16 @@ func TestWhatKeepsANodeFromBeingRepaired(t *testing.T) {
 			}
 		})
 	}
+}
+
+func TestANodeOfWhichNobodySaysSinceWhenIsNotReadySinceItIsSeen(t *testing.T) {
+	t.Parallel()
+	s := ill(t)
+	s.nodeOf("a-2").ReadySince, s.record("a-2").Since = time.Time{}, time.Time{}
+	require.Empty(t, drained(s.evaluate()))
+	require.Equal(t, s.now, s.state.Unready["a-2"].Since)
+	s.now = s.now.Add(10 * time.Minute)
+	require.Equal(t, []string{"a-2"}, drained(s.evaluate()))
 }
 
 func TestUnknownRepairsNothing(t *testing.T) {
