@@ -135,8 +135,10 @@ func (u Unwell) now(now time.Time, n *simNode, well time.Duration) Unwell {
 	if n.record.Phase == PhaseUnready && n.record.Since.After(since) {
 		since = n.record.Since
 	}
-	if since.IsZero() || since.After(now) {
-		since = now
+	if since.IsZero() || since.After(now) { // nobody says: since it was seen so
+		if since = u.Since; since.IsZero() {
+			since = now
+		}
 	}
 	switch {
 	case !u.ReadyAt.IsZero() && since.Sub(u.ReadyAt) >= well:
