@@ -148,6 +148,18 @@ func TestANodeOfWhichNobodySaysSinceWhenIsNotReadySinceItIsSeen(t *testing.T) {
 	require.Equal(t, []string{"a-2"}, drained(s.evaluate()))
 }
 
+func TestOfTwoThatSaySinceWhenTheLaterCounts(t *testing.T) {
+	t.Parallel()
+	s := ill(t)
+	s.now = s.now.Add(5 * time.Minute)
+	s.record("a-2").Since = s.now // an end of the stretch before that the API server no longer tells
+	s.evaluate()
+	s.now = s.now.Add(9 * time.Minute)
+	require.Empty(t, drained(s.evaluate()))
+	s.now = s.now.Add(time.Minute)
+	require.Equal(t, []string{"a-2"}, drained(s.evaluate()))
+}
+
 func TestUnknownRepairsNothing(t *testing.T) {
 	t.Parallel()
 	for name, blind := range map[string]func(s *setup){
