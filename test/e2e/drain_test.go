@@ -68,6 +68,7 @@ func TestOneBlockedDrainDelaysNoOtherNode(t *testing.T) {
 	// round asks for the removal of all nodes at once, and returns how long each took
 	// from the decision until it was drained.
 	round := func(name string, blocked bool) []time.Duration {
+		knowsOfNone(t, p) // what still leaves counts for the maximum
 		p.mustCLI("scale", "up", "--pool", "burst", "--count", fmt.Sprint(nodes), "--reason", name)
 		eventually(t, 120*time.Second, "the nodes are Ready", readyNodes(t, p, nodes))
 		knows(t, p, nodes)
@@ -161,7 +162,7 @@ func TestARemovalIsForcedPastItsDeadline(t *testing.T) {
 	lone(t, ns, "stuck", names[0], func(p *corev1.Pod) { p.Annotations = nil })
 	eventually(t, 60*time.Second, "the pod runs", podRuns(t, ns, "stuck"))
 	// A kubelet that does not answer ends no pod.
-	require.NoError(t, engine.ContainerKill(context.Background(), names[0], "STOP"))
+	hang(t, names[0])
 	p.mustCLI("remove", names[0], "--reason", "an old disk")
 	var drained []events.NodeDrained
 	eventually(t, 90*time.Second, "the node is drained", func() error {

@@ -9,6 +9,7 @@ import (
 	"encoding/json"
 	"flag"
 	"fmt"
+	"hash/crc32"
 	"io"
 	"net/http"
 	"os"
@@ -203,14 +204,17 @@ func (p *product) poolYAML(pl pool) string {
         scale_down: {unneeded: %s, delay_after_add: 2s, delay_after_failure: 2s, cooldown: 1s, stabilization: %s, min_lifetime: 1s, flap: {count: 0}%s}
         docker:
           # Many small nodes share a small machine.
-          hosts: [{name: env, host: %s, cpu: 64, memory: 1Ti}]
+          hosts: [{name: %s, host: %s, cpu: 64, memory: 1Ti}]
           network: %s
           image: %s
 %s%s`, cmp.Or(pl.Name, "burst"), pl.Min, pl.Max, cmp.Or(pl.CPU, "500m"), cmp.Or(pl.Memory, "512Mi"), p.cluster, p.cluster,
 		cmp.Or(pl.Register, "60s"), cmp.Or(pl.Backoff, "{initial: 3s, max: 10s}"), cmp.Or(pl.DrainLimit, "60s"), cmp.Or(pl.UpCooldown, "5s"),
 		cmp.Or(pl.Unneeded, "2s"), cmp.Or(pl.Stabilize, "2s"), pl.Down,
-		cmp.Or(pl.Engine, world.DockerHost), world.Network, cmp.Or(pl.Image, "auto"), pl.Docker, pl.Extra)
+		engineName(cmp.Or(pl.Engine, world.DockerHost)), cmp.Or(pl.Engine, world.DockerHost), world.Network, cmp.Or(pl.Image, "auto"), pl.Docker, pl.Extra)
 }
+
+// engineName is a name for each way to an engine.
+func engineName(host string) string { return fmt.Sprintf("engine-%08x", crc32.ChecksumIEEE([]byte(host))) }
 
 // start runs the product until it is ready.
 func (p *product) start(args ...string) {
