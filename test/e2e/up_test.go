@@ -91,25 +91,27 @@ func TestAPrometheusRuleThatFiresAddsANode(t *testing.T) {
 // decision ("decided" is from the start of the need) to Ready.
 func logStages(t *testing.T, p *product) {
 	t.Helper()
-	var names []string
-	took := map[string][]float64{}
+	var all []events.Stage
 	for _, n := range payloads[events.NodeReady](t, p) {
-		for _, s := range n.Stages {
-			if took[s.Name] == nil {
-				names = append(names, s.Name)
-			}
-			took[s.Name] = append(took[s.Name], s.Seconds)
-		}
+		all = append(all, n.Stages...)
 	}
-	logTimes(t, names, took)
+	logTimes(t, all)
 }
 
-func logTimes(t *testing.T, names []string, took map[string][]float64) {
+func logTimes(t *testing.T, stages []events.Stage) {
 	t.Helper()
+	var names []string
+	took := map[string][]float64{}
+	for _, s := range stages {
+		if took[s.Name] == nil {
+			names = append(names, s.Name)
+		}
+		took[s.Name] = append(took[s.Name], s.Seconds)
+	}
 	for _, name := range names {
 		all := took[name]
 		slices.Sort(all)
-		t.Logf("  stage %-12s median %6.2f s, longest %6.2f s (%d nodes)", name, all[len(all)/2], all[len(all)-1], len(all))
+		t.Logf("  stage %-18s median %6.2f s, longest %6.2f s (%d nodes)", name, all[len(all)/2], all[len(all)-1], len(all))
 	}
 }
 
