@@ -78,12 +78,14 @@ fit-live: ## The fit simulation against a real kube-scheduler: 150 decisions (FI
 	go test -tags e2e -count=1 -timeout 6h -v ./test/fit/live
 
 .PHONY: soak
-soak: ## Repeat what depends on chance, with a report in docs/soak.md: schedules of faults, properties of decisions and snapshots, decisions and removals by a real scheduler
+soak: ## Repeat what depends on chance, with a report in docs/soak.md: schedules of faults, properties of decisions and snapshots, decisions and removals by a real scheduler, 500 steps of a random walk
 	CHAOS_SCHEDULES=200 CHAOS_PRODUCTION=10 CHAOS_REPORT=$(CURDIR)/docs/soak.md CHAOS_COMMIT=$(VERSION) \
 	  go test -count=1 -timeout 3h -v -run 'ChaosLoses' ./bus | grep --line-buffered -v -e '^=== '
 	go test -count=25 -timeout 60m -run 'Processes|Frozen|Killed' ./bus
 	go test -count=1 -timeout 60m -v ./internal/scaling ./events -rapid.checks=10000 | grep --line-buffered -e evaluations -e 'rapid' -e '^ok' -e FAIL
 	FIT_CASES=2000 FIT_REMOVALS=500 $(MAKE) fit-live
+	go run ./test/env/cmd/testenv build
+	WALK_STEPS=500 go test -tags e2e -count=1 -timeout 2h -v -run RandomWalk ./test/e2e
 
 .PHONY: bench
 bench: ## Measure every promised figure (median of 5) beside its target, about 40 minutes; needs what e2e needs; exit 1 on a clear miss
