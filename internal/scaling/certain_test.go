@@ -325,3 +325,26 @@ func TestHeadroomCountsPodsThatAskForNextToNothing(t *testing.T) {
 	require.Empty(t, drained(res), "2 slots are left on a-1 then")
 	require.NotNil(t, guardOf(only(t, res), "headroom"))
 }
+
+func TestAPodForWhichRoomIsMadeOnANodeThatGoesNeedsAnotherPlace(t *testing.T) {
+	t.Parallel()
+	for name, c := range map[string]struct {
+		elsewhere int64 // CPU that is asked for on the other node
+		goes      []string
+	}{
+		"there is one":  {100, []string{"a-2"}},
+		"there is none": {900, nil},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			s := idle(t, "a-1", "a-2")
+			s.pool("a").Min = 0
+			s.class("keep", c.elsewhere)
+			s.pods("keep", "a-1", 1)
+			s.class("big", 500)
+			s.pods("big", "", 1).NominatedNode = "a-2"
+			s.request(Request{Action: ActionDown, Pool: "a", Count: 1})
+			require.Equal(t, c.goes, drained(s.evaluate()))
+		})
+	}
+}

@@ -24,7 +24,7 @@ func (e *evaluation) candidates() []candidate {
 	out := make([]candidate, 0, len(x.order))
 	ordered := map[*poolRun][]candidate{} // of pools with an order of their own
 	for _, entry := range x.newestFirst() {
-		n := &x.sims[entry.at]
+		n := e.world.nodes[entry.name] // the index's own, or what stands for it now
 		if !n.owned || n.leaves || n.kind != kindReady || n.record.inFlight() || n.record.gone() {
 			continue
 		}
