@@ -68,7 +68,7 @@ func TestOneBlockedDrainDelaysNoOtherNode(t *testing.T) {
 	// round asks for the removal of all nodes at once, and returns how long each took
 	// from the decision until it was drained.
 	round := func(name string, blocked bool) []time.Duration {
-		knowsOfNone(t, p) // what still leaves counts for the maximum
+		knowsAtRest(t, p, 0) // what still leaves counts for the maximum
 		p.mustCLI("scale", "up", "--pool", "burst", "--count", fmt.Sprint(nodes), "--reason", name)
 		eventually(t, 120*time.Second, "the nodes are Ready", readyNodes(t, p, nodes))
 		knows(t, p, nodes)

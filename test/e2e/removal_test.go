@@ -255,6 +255,7 @@ func TestABudgetThatForbidsEvictionStopsTheDrain(t *testing.T) {
 		}
 		return err
 	})
+	knowsAtRest(t, p, 2) // else it is being removed already
 	p.mustCLI("remove", busy, "--reason", "an old disk")
 	isBlocked(2)
 	eventually(t, 40*time.Second, "the node is uncordoned", func() error {

@@ -25,7 +25,7 @@ func TestThirtyNodesComeAndGoAndOneBlockedDrainDelaysNoOther(t *testing.T) {
 
 	come := func() {
 		t.Helper()
-		knowsOfNone(t, p) // what still leaves counts for the maximum
+		knowsAtRest(t, p, 0) // what still leaves counts for the maximum
 		began := time.Now()
 		p.mustCLI("scale", "to", "--pool", "burst", "--count", fmt.Sprint(many), "--reason", "a busy Friday")
 		eventually(t, 5*time.Minute, "thirty nodes are Ready", readyNodes(t, p, many))

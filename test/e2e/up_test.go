@@ -277,17 +277,17 @@ func knows(t *testing.T, p *product, want int) {
 	})
 }
 
-// knowsOfNone waits until the product knows that its nodes are gone.
-func knowsOfNone(t *testing.T, p *product) {
+// knowsAtRest waits until the product knows of so many nodes, of which none leaves.
+func knowsAtRest(t *testing.T, p *product, want int) {
 	t.Helper()
-	eventually(t, 60*time.Second, "the product knows of no node", func() error {
+	eventually(t, 60*time.Second, fmt.Sprintf("the product knows of %d nodes, of which none leaves", want), func() error {
 		var status struct {
 			Pools []api.Pool `json:"pools"`
 		}
 		if err := json.Unmarshal([]byte(p.mustCLI("status", "-o", "json")), &status); err != nil {
 			return err
 		}
-		if len(status.Pools) != 1 || status.Pools[0].Size != 0 || status.Pools[0].Leaving != 0 {
+		if len(status.Pools) != 1 || status.Pools[0].Size != want || status.Pools[0].Leaving != 0 {
 			return fmt.Errorf("status says %+v", status.Pools)
 		}
 		return nil
