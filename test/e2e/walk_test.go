@@ -92,7 +92,8 @@ type walk struct {
 
 func newWalk(t *testing.T, seed uint64) *walk {
 	w := &walk{t: t, rng: rand.New(rand.NewPCG(seed, 0)), counts: map[string]int{}, byHand: map[string]bool{}, deleted: map[string]bool{}}
-	w.pool = pool{Min: 1, Max: walkMax, DrainLimit: "15s", Register: "20s", Extra: "        claim_expiry: 60s\n"}
+	w.pool = pool{Min: 1, Max: walkMax, DrainLimit: "15s", Register: "20s", Extra: "        claim_expiry: 60s\n        repair: {after: 30s}\n",
+		Top: "reconcile: {every: 5s, grace: 10s}\n"}
 	w.p = newProduct(t, "e2e-walk", w.pool)
 	w.ns = namespace(t, w.p.cluster)
 	foreignNode(t, "e2e-walk-foreign", "nobody")
