@@ -89,6 +89,10 @@ func (r *realParts) provider(t *testing.T, cluster string, change func(*Options)
 	if change != nil {
 		change(&o)
 	}
+	for i := range o.Hosts {
+		// Machines of other tests may be on the engine: there has to be room beside them.
+		o.Hosts[i].CPUMilli, o.Hosts[i].MemoryBytes = 64_000, 1<<40
+	}
 	return newProvider(t, o)
 }
 
