@@ -210,20 +210,7 @@ func (f *faulty) leavesNothing() {
 		}
 		return noNodes(t, f.product)()
 	})
-	eventually(t, 30*time.Second, "machines, Node objects and records agree, and no record is open", func() error {
-		out, errOut, err := f.cli("reconcile", "--dry-run", "-o", "json")
-		if err != nil {
-			return fmt.Errorf("%w: %s%s", err, out, errOut)
-		}
-		var r events.ReconcileReported
-		if err := json.Unmarshal([]byte(out), &r); err != nil {
-			return err
-		}
-		if r.Records > 0 || len(r.Differences) > 0 {
-			return fmt.Errorf("%s", out)
-		}
-		return nil
-	})
+	noneOpen(t, f.product)
 	ctx := context.Background()
 	for _, c := range told(f, func(events.NodeClaimed) bool { return true }) {
 		_, err := admin.CoreV1().Secrets("kube-system").Get(ctx, c.Node+".node-password.k3s", metav1.GetOptions{})

@@ -131,6 +131,8 @@ type pool struct {
 	Stabilize  string // default 2s
 	Down       string // more of scale_down, beginning with a comma
 	Engine     string // default the environment's
+	Hosts      string // the list of hosts, in YAML; default one, Engine
+	Provider   string // another provider than docker, and its settings: YAML of the pool, indented by 8
 	Top        string // more YAML of the file
 	Backoff    string // default {initial: 3s, max: 10s}
 	More       []pool // of the same cluster; of these all that belongs to a pool counts
@@ -190,8 +192,7 @@ telemetry: {log_level: debug, log_format: text}
 // poolYAML is a pool as the configuration has it.
 func (p *product) poolYAML(pl pool) string {
 	return fmt.Sprintf(`      - name: %s
-        provider: docker
-        min: %d
+%s        min: %d
         max: %d
         cpu: %s
         memory: %s
@@ -202,15 +203,22 @@ func (p *product) poolYAML(pl pool) string {
         drain: {deadline: %s}
         scale_up: {cooldown: %s}
         scale_down: {unneeded: %s, delay_after_add: 2s, delay_after_failure: 2s, cooldown: 1s, stabilization: %s, min_lifetime: 1s, flap: {count: 0}%s}
+%s`, cmp.Or(pl.Name, "burst"), cmp.Or(pl.Provider, pl.dockerYAML()), pl.Min, pl.Max, cmp.Or(pl.CPU, "500m"), cmp.Or(pl.Memory, "512Mi"), p.cluster, p.cluster,
+		cmp.Or(pl.Register, "60s"), cmp.Or(pl.Backoff, "{initial: 3s, max: 10s}"), cmp.Or(pl.DrainLimit, "60s"), cmp.Or(pl.UpCooldown, "5s"),
+		cmp.Or(pl.Unneeded, "2s"), cmp.Or(pl.Stabilize, "2s"), pl.Down, pl.Extra)
+}
+
+// dockerYAML says which engines make the nodes of a pool.
+func (pl pool) dockerYAML() string {
+	// Many small nodes share a small machine.
+	host := cmp.Or(pl.Engine, world.DockerHost)
+	hosts := cmp.Or(pl.Hosts, fmt.Sprintf("[{name: %s, host: %s, cpu: 64, memory: 1Ti}]", engineName(host), host))
+	return fmt.Sprintf(`        provider: docker
         docker:
-          # Many small nodes share a small machine.
-          hosts: [{name: %s, host: %s, cpu: 64, memory: 1Ti}]
+          hosts: %s
           network: %s
           image: %s
-%s%s`, cmp.Or(pl.Name, "burst"), pl.Min, pl.Max, cmp.Or(pl.CPU, "500m"), cmp.Or(pl.Memory, "512Mi"), p.cluster, p.cluster,
-		cmp.Or(pl.Register, "60s"), cmp.Or(pl.Backoff, "{initial: 3s, max: 10s}"), cmp.Or(pl.DrainLimit, "60s"), cmp.Or(pl.UpCooldown, "5s"),
-		cmp.Or(pl.Unneeded, "2s"), cmp.Or(pl.Stabilize, "2s"), pl.Down,
-		engineName(cmp.Or(pl.Engine, world.DockerHost)), cmp.Or(pl.Engine, world.DockerHost), world.Network, cmp.Or(pl.Image, "auto"), pl.Docker, pl.Extra)
+%s`, hosts, world.Network, cmp.Or(pl.Image, "auto"), pl.Docker)
 }
 
 // engineName is a name for each way to an engine.
