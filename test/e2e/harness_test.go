@@ -222,7 +222,9 @@ func (pl pool) dockerYAML() string {
 }
 
 // engineName is a name for each way to an engine.
-func engineName(host string) string { return fmt.Sprintf("engine-%08x", crc32.ChecksumIEEE([]byte(host))) }
+func engineName(host string) string {
+	return fmt.Sprintf("engine-%08x", crc32.ChecksumIEEE([]byte(host)))
+}
 
 // start runs the product until it is ready.
 func (p *product) start(args ...string) {
