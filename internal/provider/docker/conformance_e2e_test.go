@@ -331,7 +331,7 @@ func TestMistakesAreExplainedByARealEngine(t *testing.T) {
 	big.MemoryBytes = 1 << 50
 	_, err = p.Create(t.Context(), big)
 	require.ErrorIs(t, err, provider.ErrRefused)
-	require.ErrorContains(t, err, "wants 1073741824Mi of memory")
+	require.ErrorContains(t, err, "of memory, less than the 1073741824Mi of the machine")
 }
 
 func TestMachineThatEndedByItselfStaysExitedAcrossEverything(t *testing.T) {
