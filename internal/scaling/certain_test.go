@@ -348,3 +348,27 @@ func TestAPodForWhichRoomIsMadeOnANodeThatGoesNeedsAnotherPlace(t *testing.T) {
 		})
 	}
 }
+
+func TestWhoPushedWhomOffIsPartOfAnArrangement(t *testing.T) {
+	t.Parallel()
+	s := zoned(t, "x")
+	s.node("pool-x", "n-1")
+	s.node("pool-x", "n-2")
+	s.class("web", 50).PodAffinity = by(host, "cache")
+	beside := s.class("beside", 50)
+	beside.Priority, beside.PodAffinity = -20, by(host, "web")
+	cache := s.class("cache", 50)
+	cache.Priority, cache.PodAntiAffinity = -20, by(host, "beside")
+	s.pods("web", "n-1", 1)
+	for _, c := range []string{"web", "beside", "cache"} {
+		s.pods(c, "n-2", 1)
+	}
+	e := begun(s)
+	e.scaleUp()
+	all := e.candidates()
+	e.unsettle()
+	// Both expendable pods come to n-1 in either order, and the later one is left there:
+	// that may be the one beside which there is no place.
+	require.Equal(t, "n-2", all[0].n.name)
+	require.NotNil(t, e.relocate(all[0].n))
+}

@@ -95,11 +95,14 @@ func (s *arrangements) try() *roamer {
 }
 
 // key tells states apart. Expendable pods are on a node until somebody has pushed
-// them off.
+// them off, and who did that to whom depends on the order: it says which are left.
 func (s *arrangements) key() string {
 	var b []byte
 	for _, t := range s.targets {
 		b = binary.AppendUvarint(b, uint64(len(t.lowly)))
+		for _, l := range t.lowly {
+			b = append(append(b, l.class.ID...), 0)
+		}
 	}
 	for _, at := range s.at {
 		for _, n := range at {
