@@ -372,3 +372,24 @@ func TestWhoPushedWhomOffIsPartOfAnArrangement(t *testing.T) {
 	require.Equal(t, "n-2", all[0].n.name)
 	require.NotNil(t, e.relocate(all[0].n))
 }
+
+func TestANodeThatIsToComeIsNoDomainOfASpreadYet(t *testing.T) {
+	t.Parallel()
+	s := zoned(t, "x")
+	s.node("pool-x", "n-0")
+	s.node("pool-x", "n-1")
+	s.class("spread", 50).Spread = spreadBy(host, "web", 1)
+	s.class("shy", 50).PodAntiAffinity = by(host, "spread")
+	s.class("web", 50)
+	s.pods("spread", "", 1)
+	s.pods("shy", "n-1", 1)
+	s.pods("web", "n-0", 2)
+	e := begun(s)
+	e.scaleUp()
+	require.Len(t, e.world.order, 3, "a node is decided on for the pod that waits")
+	all := e.candidates()
+	e.unsettle()
+	// Without n-1 and before the new node is there, the pod that waits may come to n-0.
+	require.Equal(t, "n-1", all[0].n.name)
+	require.NotNil(t, e.relocate(all[0].n))
+}

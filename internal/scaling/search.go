@@ -1,6 +1,9 @@
 package scaling
 
-import "encoding/binary"
+import (
+	"encoding/binary"
+	"slices"
+)
 
 // searchLimit is how many arrangements of the unsettled pods are looked at. It is
 // enough for what two or three nodes hold, and takes a few milliseconds.
@@ -13,6 +16,9 @@ func (u *unsettled) search(targets []*simNode) (stuck *roamer, known bool) {
 	s := &arrangements{unsettled: u, targets: targets, seen: map[string]bool{}, moves: moves{w: u.e.world}}
 	if len(targets) > searchLimit/100 {
 		return nil, false
+	}
+	if u.domains && slices.ContainsFunc(u.all, func(r *roamer) bool { return r.pods > 0 && len(r.class.rules.spread) > 0 }) {
+		return nil, false // where such a pod may go changes with the nodes that come
 	}
 	ways := 1
 	for _, r := range u.all {

@@ -18,6 +18,9 @@ type unsettled struct {
 	all   []*roamer // in the order in which they were met
 	by    map[*PodClass]*roamer
 	lowly []*PodClass // whose pods may be pushed off their nodes
+	// domains says that nodes are to come: until they are there the scheduler does not
+	// count them in a spread, and then it does.
+	domains bool
 
 	benches benches // for what everywhere looks at
 	crowd   []move  // likewise for crowded
@@ -71,6 +74,7 @@ func (e *evaluation) unsettle() {
 		}
 		n.due, n.coming = n.coming, nil
 		e.world.pullBack(n)
+		u.domains = u.domains || !n.leaves && n.kind != kindReady && n.kind != kindIdle
 	}
 	targets := e.world.targets(kindReady)
 	reach := map[*PodClass]bool{}
@@ -254,6 +258,10 @@ func (u *unsettled) uncertain(n *simNode, own []*roamer) *leftover {
 			return
 		}
 		if r.failed >= maxFailed {
+			first = r
+			return
+		}
+		if u.domains && len(r.class.rules.spread) > 0 {
 			first = r
 			return
 		}
